@@ -1,0 +1,118 @@
+"""Images in, arrays out: reading pictures safely and the authors' evaluation transform, in numpy."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray"
+
+MAX_PIXELS = 100_000_000  # a 100-megapixel picture decodes to 300 MB; beyond that it is a mistake or an attack
+CROP_FRACTION = 0.875  # of the shorter side (code: data_util.py, CROP_PROPORTION)
+_TABLE = 1024  # TensorFlow looks cubic weights up at multiples of 1/1024
+_CUBIC_A = -0.75
+
+
+def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A path, PIL image or uint8 array as a uint8 array (H, W, 3).
+
+    Files are turned upright as their EXIF orientation says; every mode becomes RGB (16-bit greys are scaled,
+    transparency is laid on white).
+
+    Raises ValueError, in one line, for what cannot be read, is truncated, or has more than ``max_pixels`` pixels
+    (checked from the header, before anything is decoded).
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(
+                f"An image array must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}."
+            )
+        return image
+    if isinstance(image, Image.Image):
+        return np.asarray(_to_rgb(image))
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                raise ValueError(
+                    f"{image}: {width} x {height} pixels is more than the {max_pixels:,} allowed; make it smaller."
+                )
+            opened.draft("RGB", None)  # let the JPEG decoder do the colour conversion; pixels are unchanged
+            return np.asarray(_to_rgb(opened))
+    except FileNotFoundError:
+        raise ValueError(f"{image}: no such file.") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, IndexError, TypeError) as error:
+        reason = "not an image in a known format" if "cannot identify" in str(error) else str(error)
+        raise ValueError(f"{image}: cannot be read as an image ({reason}).") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.float32)
+        return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def central_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the evaluation crop for a square output (code: data_util.center_crop)."""
+    side = max(1, int(np.rint(CROP_FRACTION * min(height, width))))  # rint: half to even, as TensorFlow's
+    return (height - side + 1) // 2, (width - side + 1) // 2, side, side
+
+
+def bicubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and weights, each (4, target), of TensorFlow 1's ``resize_bicubic`` from ``source`` to ``target`` pixels.
+
+    Cubic with a = -0.75, no half-pixel centres, borders clamped, no antialias. The source coordinate is computed in
+    float32 and its fraction rounded to 1/1024, as there: without that the result is 6e-4 off.
+    """
+    scale = np.float32(source) / np.float32(target)
+    position = np.arange(target, dtype=np.float32) * scale
+    floor = np.floor(position).astype(np.int64)
+    x = np.rint((position - floor.astype(np.float32)) * _TABLE).astype(np.float64) / _TABLE
+    a = _CUBIC_A
+
+    def near(t: np.ndarray) -> np.ndarray:  # |distance| <= 1
+        return ((a + 2) * t - (a + 3)) * t * t + 1
+
+    def far(t: np.ndarray) -> np.ndarray:  # 1 <= |distance| <= 2
+        return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+
+    weights = np.stack([far(x + 1), near(x), near(1 - x), far(2 - x)]).astype(np.float32)
+    rows = np.clip(floor + np.arange(-1, 3)[:, None], 0, source - 1)
+    return rows, weights
+
+
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) uint8 or float to float32 (height, width, C), values unscaled and unclipped."""
+    rows, weights = bicubic_taps(image.shape[0], height)
+    tall = sum(w[:, None, None] * image[r].astype(np.float32) for r, w in zip(rows, weights, strict=True))
+    columns, weights = bicubic_taps(image.shape[1], width)
+    return sum(w[:, None] * tall[:, c] for c, w in zip(columns, weights, strict=True))
+
+
+def preprocess(image: ImageLike, size: int = 224) -> np.ndarray:
+    """The authors' evaluation transform: float32 (3, size, size) in [0, 1], no mean or deviation taken out.
+
+    Central crop of 87.5 % of the shorter side, then TensorFlow 1's bicubic resize (code: data_util.py). At sizes of 32
+    and below there is neither crop nor resize and the image must have that size already.
+
+    Raises ValueError for an unreadable image, or one of another size when ``size`` <= 32.
+    """
+    pixels = read_image(image)
+    if size <= 32:
+        if pixels.shape[:2] != (size, size):
+            raise ValueError(
+                f"A model for {size} x {size} images takes images of exactly that size, "
+                f"not {pixels.shape[1]} x {pixels.shape[0]}; resize it first."
+            )
+        resized = pixels.astype(np.float32)
+    else:
+        top, left, height, width = central_crop(*pixels.shape[:2])
+        resized = resize_bicubic(pixels[top : top + height, left : left + width], size, size)
+    return np.ascontiguousarray((resized / 255.0).clip(0.0, 1.0).transpose(2, 0, 1), dtype=np.float32)
