@@ -1,0 +1,82 @@
+"""The evaluation transform against recorded TensorFlow outputs, and reading of odd pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REFERENCE
+from PIL import Image
+from reference.reference_weights import input_images
+
+import zoo
+
+RECORDED = np.load(REFERENCE / "preprocess.npz")
+
+
+@pytest.mark.parametrize("name", ["eval_300x400_to_224", "eval_224x224_to_224", "eval_160x213_to_128"])
+def test_equals_the_authors(name: str) -> None:
+    ours = zoo.preprocess(RECORDED[f"{name}_image"], int(name.rsplit("_", 1)[1]))
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours.transpose(1, 2, 0), RECORDED[f"{name}_output"], atol=1e-5, rtol=0)
+
+
+def test_equals_the_authors_on_a_large_image() -> None:
+    image = (input_images(1, 1100)[0] * 255).astype(np.uint8)
+    np.testing.assert_allclose(zoo.preprocess(image, 224).transpose(1, 2, 0), RECORDED["eval_large_output"], atol=1e-5)
+
+
+def test_path_image_and_array_agree(tmp_path: Path) -> None:
+    pixels = RECORDED["eval_160x213_to_128_image"]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = zoo.preprocess(pixels, 64)
+    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)):
+        np.testing.assert_array_equal(zoo.preprocess(same, 64), expected)
+
+
+def test_small_models_take_images_as_they_are() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    np.testing.assert_allclose(zoo.preprocess(pixels, 32), pixels.transpose(2, 0, 1) / 255, rtol=1e-6)
+    with pytest.raises(ValueError, match="exactly that size, not 40 x 32"):
+        zoo.preprocess(np.zeros((32, 40, 3), np.uint8), 32)
+
+
+def test_modes_and_orientation(tmp_path: Path) -> None:
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(zoo.read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, 2))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    np.testing.assert_array_equal(zoo.read_image(tmp_path / "sixteen.png"), np.repeat(grey[..., None], 3, 2))
+    clear = np.zeros((6, 8, 4), np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    assert (zoo.read_image(tmp_path / "clear.png") == 255).all()
+    Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    red = zoo.read_image(tmp_path / "cmyk.jpg")[0, 0]
+    assert red[0] > 200
+    assert red[1:].max() < 60
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(zoo.read_image(tmp_path / "turned.png")[..., 0], np.rot90(grey, -1))
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    good = tmp_path / "good.jpg"
+    Image.fromarray(RECORDED["eval_300x400_to_224_image"]).save(good)
+    data = good.read_bytes()
+    bad = {
+        "empty.jpg": b"",
+        "text.png": b"hello",
+        "cut.jpg": data[: len(data) // 2],
+        "header_only.jpg": data[:20],
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=name) as caught:
+            zoo.read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no such file"):
+        zoo.read_image(tmp_path / "absent.png")
+    with pytest.raises(ValueError, match="400 x 300 pixels is more than the 1,000 allowed"):
+        zoo.read_image(good, max_pixels=1000)
+    with pytest.raises(ValueError, match=r"float64 of shape \(2, 2, 3\)"):
+        zoo.read_image(np.zeros((2, 2, 3)))

@@ -1,0 +1,406 @@
+"""What people bring: folders and CSV files of images as one set, subsets of it, and batches that can be resumed."""
+
+import csv as csv_module
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from training.augment import Augmentation
+from zoo.transforms import preprocess, read_image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_LOOKED_FOR = f"looked for {', '.join(s[1:] for s in SUFFIXES)}, in upper or lower case"
+
+OnSkip = Callable[[Path, str], None]  # (file, reason)
+
+_log = logging.getLogger(__name__)
+
+
+# ---- sets of images --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Image files and, if known, their labels.
+
+    ``labels`` is int64 (N,), places in ``classes``; None for unlabeled images, and then ``classes`` is empty.
+    """
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.labels is None:
+            return
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.paths),):
+            raise ValueError(
+                f"Labels must be int64 of shape ({len(self.paths)},), one for each image, "
+                f"not {self.labels.dtype} of shape {self.labels.shape}."
+            )
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ValueError(
+                f"Labels go from {self.labels.min()} to {self.labels.max()}, but must lie in "
+                f"0..{len(self.classes) - 1}, the places of the {len(self.classes)} classes."
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
+        """The images at these places, in this order, with all the classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return ImageSet(tuple(self.paths[i] for i in chosen), labels, self.classes)
+
+
+def from_folder(directory: str | Path) -> ImageSet:
+    """All images in a folder and the folders below it, unlabeled, sorted by path; hidden files are passed over.
+
+    Raises ValueError if there is no such folder, or no image in it.
+    """
+    return ImageSet(tuple(_image_files(_existing_folder(directory))))
+
+
+def from_class_folders(directory: str | Path) -> ImageSet:
+    """One folder for each class, images anywhere below it; the classes are the folders' names, sorted.
+
+    Raises ValueError if there is no such folder, no class folder in it, or a class folder without an image.
+    """
+    directory = _existing_folder(directory)
+    folders = sorted(p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{directory}: no folders in it. Expected one folder of images for each class.")
+    files = [_image_files(folder) for folder in folders]
+    labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(f) for f in files])
+    return ImageSet(tuple(path for f in files for path in f), labels, tuple(folder.name for folder in folders))
+
+
+def from_csv(csv: str | Path, *, root: str | Path | None = None, classes: Sequence[str] | None = None) -> ImageSet:
+    """A CSV file with the columns ``path`` and ``label`` (class names), in the order of its rows.
+
+    Paths are relative to ``root``, by default the CSV file's folder. ``classes`` gives the classes' order; by default
+    it is the labels, sorted (as numbers if all are whole numbers). A path repeated with the same label counts once.
+
+    Raises ValueError for missing columns, missing files, empty or unknown labels, or a path with two labels.
+    """
+    csv = Path(csv)
+    base = csv.parent if root is None else Path(root)
+    try:
+        with csv.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv_module.DictReader(file)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = [((row.get("path") or "").strip(), (row.get("label") or "").strip()) for row in reader]
+    except FileNotFoundError:
+        raise ValueError(f"{csv}: no such file.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{csv}: not UTF-8 text. Save it as 'CSV UTF-8'.") from None
+    except csv_module.Error as error:
+        raise ValueError(f"{csv}: cannot be read as CSV ({error}).") from None
+    missing = [name for name in ("path", "label") if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{csv}: no column {_listing(missing)}; its first line reads {', '.join(columns) or '(nothing)'}. "
+            "The first line must name the columns 'path' and 'label'."
+        )
+    if not rows:
+        raise ValueError(f"{csv}: no rows below the first line.")
+
+    labels: dict[str, str] = {}
+    conflicts: dict[str, str] = {}
+    for path, label in rows:
+        if labels.setdefault(path, label) != label:
+            conflicts.setdefault(path, f"{path} ({labels[path]} or {label}?)")
+    _refuse(
+        [f"row {row}" for row, (path, _) in enumerate(rows, start=1) if not path],
+        f"{csv}: no path in",
+        "Fill it in, or remove the rows.",
+    )
+    _refuse(list(conflicts.values()), f"{csv}: two labels for", "Keep one row for each path.")
+    unlabeled = [path for path, label in labels.items() if not label]
+    _refuse(unlabeled, f"{csv}: no label for", "Label them, or remove the rows.")
+    files = [base / path for path in labels]
+    _refuse(
+        [path for path, file in zip(labels, files, strict=True) if not file.is_file()],
+        f"{csv}: no such file below {base}:",
+        "Correct the paths, or say where the images are with root=.",
+    )
+    names = set(labels.values())
+    if classes is None:
+        classes = sorted(names, key=int if all(n.isascii() and n.isdecimal() for n in names) else str)
+    _refuse(sorted(names - set(classes)), f"{csv}: labels that are no class:", f"The classes are {_listing(classes)}.")
+    number = {name: i for i, name in enumerate(classes)}
+    return ImageSet(tuple(files), np.array([number[n] for n in labels.values()], dtype=np.int64), tuple(classes))
+
+
+def _existing_folder(directory: str | Path) -> Path:
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such folder.")
+    return directory
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+    if not files:
+        raise ValueError(f"{folder}: no images in it ({_LOOKED_FOR}).")
+    return sorted(files)
+
+
+def _listing(items: Sequence[object], most: int = 5) -> str:
+    shown = ", ".join(repr(str(item)) for item in items[:most])
+    return shown if len(items) <= most else f"{shown}, ... ({len(items)} in all)"
+
+
+def _refuse(items: Sequence[object], what: str, way_out: str) -> None:
+    if items:
+        raise ValueError(f"{what} {_listing(items)}. {way_out}")
+
+
+def stratified_subset(
+    labels: np.ndarray, *, fraction: float | None = None, per_class: int | None = None, seed: int
+) -> np.ndarray:
+    """Places (sorted, int64) of a random subset with each class's share kept.
+
+    Of a class of n images it takes ``fraction`` * n rounded to the nearest (halves up) but at least one, or
+    ``per_class``. With the same seed a smaller subset is contained in a larger one, as the authors' 1 % is in the 10 %.
+
+    Raises ValueError unless exactly one of the two is given, or if a class has fewer than ``per_class`` images.
+    """
+    if (fraction is None) == (per_class is None):
+        raise ValueError("Give either fraction or per_class.")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], not {fraction}; 0.01 is 1 %.")
+    if per_class is not None and per_class < 1:
+        raise ValueError(f"per_class must be at least 1, not {per_class}.")
+    labels = np.asarray(labels)
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = per_class if fraction is None else max(1, int(np.floor(fraction * len(members) + 0.5)))
+        assert count is not None
+        if count > len(members):
+            raise ValueError(
+                f"Class {label} has {len(members)} images, fewer than per_class={count}. Take at most {len(members)}."
+            )
+        chosen.append(np.random.default_rng([seed, int(label)]).permutation(members)[:count])
+    return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+
+
+# ---- training batches ------------------------------------------------------------------------------------------------
+
+_Skipped = list[tuple[int, str]]  # place in the set, reason
+
+
+class _TrainingSteps(Dataset[tuple[dict[str, Tensor], _Skipped]]):
+    """Step number -> its batch. Runs in the workers and is all that is sent to them."""
+
+    def __init__(self, images: ImageSet, *, batch_size: int, augmentation: Augmentation, views: int, seed: int) -> None:
+        self.images, self.augmentation, self.views, self.seed = images, augmentation, views, seed
+        self.batch_size = min(batch_size, len(images))
+        self.steps_per_epoch = len(images) // self.batch_size
+        self._order: tuple[int, np.ndarray] | None = None  # the epoch last used, and its permutation
+
+    def indices(self, step: int) -> tuple[int, np.ndarray]:
+        """The epoch of a step, and the places of its images (B,): a function of (seed, step)."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+        return epoch, self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+    def __getitem__(self, step: int) -> tuple[dict[str, Tensor], _Skipped]:
+        epoch, indices = self.indices(step)
+        pixels, kept, skipped = _read(self.images, indices)
+        batch = {"index": torch.tensor(kept, dtype=torch.int64)}
+        if self.images.labels is not None:
+            batch["label"] = torch.from_numpy(self.images.labels[kept])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a worker: the last bits may depend on it
+        try:
+            for view in range(self.views if kept else 0):
+                batch[f"view{view}"] = self.augmentation(pixels, indices=kept, epoch=epoch, view=view, seed=self.seed)
+        finally:
+            torch.set_num_threads(threads)
+        return batch, skipped
+
+
+def _read(images: ImageSet, indices: np.ndarray) -> tuple[list[np.ndarray], list[int], _Skipped]:
+    pixels, kept, skipped = [], [], []
+    for index in indices.tolist():
+        path = images.paths[index]
+        try:
+            pixels.append(read_image(path))
+            kept.append(index)
+        except ValueError as error:
+            skipped.append((index, str(error).removeprefix(f"{path}: ")))
+    return pixels, kept, skipped
+
+
+class TrainingBatches:
+    """Shuffled, augmented batches of an image set, the same for any number of workers and after any restart.
+
+    An epoch is a permutation of the set, a function of (seed, epoch), cut into batches; the rest that does not fill a
+    batch is dropped. A set smaller than ``batch_size`` is one batch an epoch.
+
+    Images that cannot be read are left out: their batch is smaller by them. ``skipped`` collects them with the reason,
+    and ``on_skip(path, reason)`` is called the first time each is met (by default a warning is logged).
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        views: int,
+        seed: int,
+        workers: int = 1,
+        on_skip: OnSkip | None = None,
+    ) -> None:
+        if not len(images):
+            raise ValueError("The image set is empty: there is nothing to train on.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        if views not in (1, 2):
+            raise ValueError(f"views must be 1 or 2, not {views}.")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, but is {seed}.")
+        self.images, self.workers = images, workers
+        self._steps = _TrainingSteps(images, batch_size=batch_size, augmentation=augmentation, views=views, seed=seed)
+        self._skips = _Skips(images, on_skip)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch before unreadable ones are left out."""
+        return self._steps.batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch, at least 1."""
+        return self._steps.steps_per_epoch
+
+    @property
+    def skipped(self) -> dict[Path, str]:
+        """The unreadable files met so far, with the reason."""
+        return self._skips.reasons
+
+    def stream(self, *, start_step: int = 0, total_steps: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of the steps ``start_step`` to ``total_steps`` - 1 of the run, over all its epochs.
+
+        Each is a dict of ``view0`` and, with two views, ``view1`` (B, 3, S, S) float32 in [0, 1], ``index`` (B,) int64,
+        the images' places in the set, and, if the set is labelled, ``label`` (B,) int64.
+
+        Raises ValueError if no image of a batch can be read.
+        """
+        for batch, skipped in _load(self._steps, range(start_step, total_steps), self.workers):
+            self._skips.note(skipped)
+            if not len(batch["index"]):
+                names = [self.images.paths[index] for index, _ in skipped]
+                raise ValueError(
+                    f"None of the {len(names)} images of a batch can be read: {_listing(names)}. "
+                    f"The first: {skipped[0][1]} Repair or remove them."
+                )
+            yield batch
+
+
+class _Skips:
+    """The unreadable files of a set, each reported once."""
+
+    def __init__(self, images: ImageSet, on_skip: OnSkip | None) -> None:
+        self.images, self.on_skip = images, on_skip or _warn
+        self.reasons: dict[Path, str] = {}
+
+    def note(self, skipped: _Skipped) -> None:
+        for index, reason in skipped:
+            path = self.images.paths[index]
+            if path not in self.reasons:
+                self.reasons[path] = reason
+                self.on_skip(path, reason)
+
+
+def _warn(path: Path, reason: str) -> None:
+    _log.warning("Skipped %s: %s", path, reason)
+
+
+def _load(dataset: Dataset[Any], keys: range | Sequence[Any], workers: int) -> Iterable[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,  # an item is a batch already
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # DataLoader draws a seed, which nothing here uses: not from the global generator
+    )
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it writes a checkpoint, then ends us
+    torch.set_num_threads(1)
+
+
+# ---- evaluation batches ----------------------------------------------------------------------------------------------
+
+
+class _EvaluationBatches(Dataset[tuple[Tensor, list[int], _Skipped]]):
+    def __init__(self, images: ImageSet, *, size: int, batch_size: int) -> None:
+        self.images, self.size, self.batch_size = images, size, batch_size
+
+    def __getitem__(self, number: int) -> tuple[Tensor, list[int], _Skipped]:
+        first = number * self.batch_size
+        indices = np.arange(first, min(first + self.batch_size, len(self.images)))
+        pixels, kept, skipped = _read(self.images, indices)
+        batch = torch.empty(len(kept), 3, self.size, self.size)
+        for out, index, image in zip(batch, kept, pixels, strict=True):
+            try:
+                out.copy_(torch.from_numpy(preprocess(image, self.size)))
+            except ValueError as error:  # of the wrong size for a 32-pixel model: not a damaged file, but a mistake
+                raise ValueError(f"{self.images.paths[index]}: {error}") from None
+        return batch, kept, skipped
+
+
+def evaluation_batches(
+    images: ImageSet, *, size: int, batch_size: int = 64, workers: int = 0, on_skip: OnSkip | None = None
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """The images in their order through the evaluation transform (``zoo.preprocess``), never augmented.
+
+    Yields (images (B, 3, size, size) float32 in [0, 1], labels (B,) int64 or None, places in the set (B,) int64).
+    Images that cannot be read are left out and reported as in ``TrainingBatches``.
+
+    Raises ValueError if none can be read, or if ``size`` <= 32 and an image has another size.
+    """
+    if not len(images):
+        raise ValueError("The image set is empty: there is nothing to evaluate.")
+    dataset = _EvaluationBatches(images, size=size, batch_size=batch_size)
+    skips = _Skips(images, on_skip)
+    for batch, kept, skipped in _load(dataset, range(-(-len(images) // batch_size)), workers):
+        skips.note(skipped)
+        if kept:
+            labels = None if images.labels is None else torch.from_numpy(images.labels[kept])
+            yield batch, labels, torch.tensor(kept, dtype=torch.int64)
+    if len(skips.reasons) == len(images):
+        raise ValueError(f"None of the {len(images)} images can be read: {_listing(images.paths)}.")

@@ -1,0 +1,117 @@
+"""How good is it: accuracy of a classifier, and a kNN score of the features."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data import ImageSet, evaluation_batches
+from zoo.simclr import SimCLR
+
+
+@dataclass(frozen=True)
+class Score:
+    """Top-1 and top-5 accuracy in [0, 1] on ``images`` images, with the 95 % interval of top-1 (Wilson)."""
+
+    top1: float
+    top5: float
+    images: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        z, n, p = 1.959964, self.images, self.top1
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return middle - half, middle + half
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"top-1 {self.top1:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {self.top5:.2%}, {self.images} images"
+
+
+@torch.inference_mode()
+def embed(
+    model: SimCLR, images: ImageSet, *, device: str | torch.device = "cpu", batch_size: int = 64, title: str = "embedding"
+) -> tuple[Tensor, Tensor | None, np.ndarray]:
+    """Features (N, D), logits (N, classes) or None, and the indices (N,) of the images that could be read."""
+    model = model.to(device).eval()
+    features, logits, indices = [], [], []
+    progress = tqdm(total=len(images), desc=title, unit="image", disable=None, leave=False)
+    with progress:
+        for batch, _, index in evaluation_batches(images, size=model.image_size, batch_size=batch_size):
+            output = model(batch.to(device))
+            features.append(output.features.cpu())
+            if output.logits is not None:
+                logits.append(output.logits.cpu())
+            indices.append(np.asarray(index))
+            progress.update(len(batch))
+    if not features:
+        raise ValueError("None of the images could be read.")
+    return torch.cat(features), torch.cat(logits) if logits else None, np.concatenate(indices)
+
+
+def score(logits: Tensor, labels: np.ndarray | Tensor) -> Score:
+    """Accuracy of logits (N, classes), or any scores, against labels (N,)."""
+    target = torch.as_tensor(labels)
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = top == target[:, None]
+    return Score(hits[:, 0].double().mean().item(), hits.any(1).double().mean().item(), len(target))
+
+
+def accuracy(model: SimCLR, images: ImageSet, *, device: str | torch.device = "cpu") -> Score:
+    """The classifier's accuracy on labelled images, with the evaluation transform.
+
+    Raises ValueError without labels, without a classifier, or when the classes differ from the model's.
+    """
+    if images.labels is None:
+        raise ValueError("Evaluation needs labels: give class folders, or a CSV with the columns path,label.")
+    if model.num_classes is None:
+        raise ValueError("This model has no classifier; use --knn, or fine-tune it.")
+    if model.classes and images.classes and model.classes != images.classes:
+        raise ValueError(f"The model's classes are {_few(model.classes)}; the images' are {_few(images.classes)}.")
+    _, logits, indices = embed(model, images, device=device, title="evaluating")
+    assert logits is not None
+    return score(logits, images.labels[indices])
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") + f" ({len(names)})"
+
+
+def knn(
+    train_features: Tensor,
+    train_labels: np.ndarray | Tensor,
+    test_features: Tensor,
+    *,
+    classes: int,
+    k: int = 200,
+    temperature: float = 0.1,
+    chunk: int = 1024,
+) -> Tensor:
+    """Scores (M, classes): the k nearest by cosine vote with weight exp(similarity / temperature) (Wu et al. 2018)."""
+    bank = F.normalize(train_features, dim=1)
+    votes = F.one_hot(torch.as_tensor(train_labels), classes).to(bank.dtype)
+    k = min(k, len(bank))
+    scores = []
+    for queries in F.normalize(test_features, dim=1).split(chunk):
+        similarity, nearest = (queries @ bank.T).topk(k, dim=1)  # (chunk, k)
+        weights = ((similarity - 1) / temperature).exp()
+        scores.append((weights[:, :, None] * votes[nearest]).sum(1))
+    return torch.cat(scores)
+
+
+def knn_score(
+    model: SimCLR, train: ImageSet, test: ImageSet, *, k: int = 200, device: str | torch.device = "cpu"
+) -> Score:
+    """kNN accuracy of the features: labelled ``train`` images vote on ``test`` images."""
+    if train.labels is None or test.labels is None:
+        raise ValueError("A kNN score needs labels on both sides.")
+    bank, _, kept = embed(model, train, device=device, title="kNN bank")
+    queries, _, asked = embed(model, test, device=device, title="kNN queries")
+    return score(
+        knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k), test.labels[asked]
+    )

@@ -1,0 +1,172 @@
+"""Recipes: name to frozen dataclass. They are the truth; flags of the command line only override."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from training.schedule import Scaling
+from zoo.registry import suggest
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every stage needs to know. ``learning_rate`` is scaled with the batch as ``scaling`` says."""
+
+    model: str = "r50_1x"
+    image_size: int = 224
+    batch_size: int = 4096
+    epochs: float = 800
+    warmup_epochs: float = 0
+    optimizer: Literal["lars", "nesterov"] = "lars"
+    learning_rate: float = 0.1
+    scaling: Scaling = "sqrt"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    seed: int = 0
+    precision: Precision = "auto"
+    workers: int = 1
+    note: str = ""  # hardware, hours, what to expect
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size", "epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not positive.")
+        for name in ("warmup_epochs", "learning_rate", "weight_decay", "momentum", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is negative.")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} is not shorter than epochs={self.epochs}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(Recipe):
+    """Stage 1 (paper: section 3.1): contrastive, no labels."""
+
+    warmup_epochs: float = 40  # 5 % of the epochs
+    weight_decay: float = 1e-4
+    temperature: float = 0.1
+    color_strength: float = 1.0
+    blur: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(Recipe):
+    """Stage 2: few labels. ``freeze_backbone`` makes it linear evaluation; ``from_scratch`` the supervised baseline."""
+
+    batch_size: int = 1024
+    epochs: float = 60
+    learning_rate: float = 0.005
+    classify_from: int = 1
+    freeze_backbone: bool = False
+    from_scratch: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRecipe(Recipe):
+    """Stage 3: the student learns the teacher's answers on all images."""
+
+    epochs: float = 400
+    warmup_epochs: float = 20
+    weight_decay: float = 1e-4
+    temperature: float = 1.0
+    alpha: float = 1.0  # share of the teacher's answers in the loss; the rest goes to the labels there are
+    scale_by_t2: bool = True
+    start_from_teacher: bool = False  # copy the teacher's backbone (student of the same shape): for short runs
+
+
+AnyRecipe: TypeAlias = PretrainRecipe | FinetuneRecipe | DistillRecipe
+
+_LINEAR = FinetuneRecipe(
+    classify_from=0,
+    freeze_backbone=True,
+    optimizer="nesterov",
+    learning_rate=0.1,
+    scaling="linear",
+    batch_size=4096,
+    epochs=90,
+    weight_decay=1e-6,
+    note="Linear evaluation as in the paper's Table 1.",
+)
+_IMAGENETTE = "On two cores without bf16, in background of other work; figures in the model card of the bundled student."
+
+RECIPES: dict[str, AnyRecipe] = {
+    # The paper: ImageNet (Table 1). 128 TPU cores there; on GPUs, days.
+    "imagenet_pretrain": PretrainRecipe(model="r152_3x_sk", note="250,228 steps; linear top-1 79.8 % (paper)."),
+    "imagenet_linear": _LINEAR,
+    "imagenet_finetune_1pct": FinetuneRecipe(
+        model="r152_3x_sk", learning_rate=0.002, note="12,811 labels; top-1 74.9 % (paper)."
+    ),
+    "imagenet_finetune_10pct": FinetuneRecipe(
+        model="r152_3x_sk", learning_rate=0.002, epochs=30, note="128,116 labels; top-1 80.1 % (paper)."
+    ),
+    "imagenet_finetune_100pct": FinetuneRecipe(
+        model="r152_3x_sk", learning_rate=0.002, epochs=30, classify_from=0, note="top-1 83.1 % (paper)."
+    ),
+    "imagenet_self_distill": DistillRecipe(
+        model="r152_3x_sk", temperature=0.1, note="top-1 76.6 % from 1 % of the labels (paper)."
+    ),
+    "imagenet_distill": DistillRecipe(model="r50_1x", note="top-1 73.9 % from 1 % of the labels (paper)."),
+    # CIFAR-10, as the authors' README has it
+    "cifar10_pretrain": PretrainRecipe(
+        model="r18_1x",
+        image_size=32,
+        batch_size=512,
+        epochs=1000,
+        warmup_epochs=10,
+        learning_rate=1.0,
+        scaling="linear",
+        temperature=0.5,
+        color_strength=0.5,
+        blur=False,
+        note="About 91 % in linear evaluation (authors' README).",
+    ),
+    "cifar10_linear": dataclasses.replace(_LINEAR, model="r18_1x", image_size=32, batch_size=512, epochs=100, weight_decay=0.0),
+    # Imagenette at 64 pixels: how the bundled student was made
+    "imagenette_pretrain": PretrainRecipe(
+        model="r18_1x",
+        image_size=64,
+        batch_size=128,
+        epochs=16,
+        warmup_epochs=1,
+        learning_rate=0.15,
+        temperature=0.2,
+        color_strength=0.5,
+        note=_IMAGENETTE,
+    ),
+    "imagenette_finetune": FinetuneRecipe(
+        model="r18_1x", image_size=64, batch_size=128, epochs=40, learning_rate=0.01, note=_IMAGENETTE
+    ),
+    "imagenette_distill": DistillRecipe(
+        model="r18_1x",
+        image_size=64,
+        batch_size=128,
+        epochs=10,
+        warmup_epochs=0.5,
+        learning_rate=0.05,
+        start_from_teacher=True,
+        note=_IMAGENETTE,
+    ),
+    "imagenette_supervised": FinetuneRecipe(
+        model="r18_1x",
+        image_size=64,
+        batch_size=64,
+        epochs=100,
+        warmup_epochs=5,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        classify_from=0,
+        from_scratch=True,
+        note="The baseline: only the labelled images. " + _IMAGENETTE,
+    ),
+}
+
+
+def recipe(name: str) -> AnyRecipe:
+    """The recipe of that name. Raises ValueError for an unknown one, suggesting the nearest."""
+    if name not in RECIPES:
+        raise ValueError(f"Unknown recipe {name!r}.{suggest(name, list(RECIPES))}")
+    return RECIPES[name]
