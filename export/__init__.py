@@ -1,4 +1,4 @@
-"""Models out of torch: ONNX files that numpy and onnxruntime run. Importing this needs neither torch nor onnxruntime."""
+"""Models out of torch: ONNX files for numpy and onnxruntime. Importing this needs neither torch nor onnxruntime."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,5 +1,4 @@
-"""From torch to ONNX: batch norms folded, weights rounded if wanted, and nothing written that onnxruntime disagrees with.
-"""
+"""From torch to ONNX: batch norms folded, weights rounded if wanted, and what is written checked against torch first."""
 
 import contextlib
 import copy
@@ -183,7 +182,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _store_half(proto: onnx.ModelProto) -> None:
-    """Weights (the initializers with two or more axes) as float16, each behind a Cast to float32; values stay exactly."""
+    """Weights (initializers with two or more axes) as float16, each behind a Cast to float32; no value changes."""
     casts = []
     for tensor in proto.graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
@@ -204,7 +203,7 @@ def _store_half(proto: onnx.ModelProto) -> None:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of a state dict: for each name in sorted order, the line ``name dtype shape`` and the little-endian bytes.
+    """SHA-256 of a state dict: for each name, sorted, the line ``name dtype shape`` and the little-endian bytes.
 
     For example ``classifier.bias float32 10`` or ``backbone.stem.layers.0.conv.weight float32 64,3,7,7``, each followed
     by a newline and then the values in row-major order.
@@ -218,7 +217,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def metadata(model: SimCLR, weights: Weights) -> dict[str, str]:
-    """What the file says of itself, all strings: see docs of ``to_onnx``."""
+    """What the file says of itself, all strings."""
     return {
         "format": FORMAT,
         "architecture": model.spec.name,
@@ -271,6 +270,6 @@ def check_parity(model: SimCLR, path: Path) -> None:
 
 def _refuse(name: str, count: int, difference: float, largest: float) -> NoReturn:
     raise ParityError(
-        f"onnxruntime's {name} differ from torch's by {difference:.3g} at batch {count} (largest {largest:.3g}; allowed "
-        f"{TOLERANCE:g} of it). Nothing was written."
+        f"onnxruntime's {name} differ from torch's by {difference:.3g} at batch {count} (largest {largest:.3g}, "
+        f"allowed {TOLERANCE:g} of it). Nothing was written."
     )

@@ -37,9 +37,7 @@ class OnnxModel:
     Raises ValueError, in one line, for a file that is missing, damaged, not ours, or that reaches outside itself.
     """
 
-    def __init__(
-        self, path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
         self.path = Path(path)
         try:
             content = self.path.read_bytes()

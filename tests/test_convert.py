@@ -52,7 +52,7 @@ def test_outputs_equal_the_authors(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_names_are_in_the_authors_order(name: str) -> None:
-    arrays, variables, model_name, size = recorded(name)
+    _, variables, model_name, size = recorded(name)
     with torch.device("meta"):
         model = SimCLR(zoo.spec(model_name), num_classes=1, image_size=size)
     ours = [theirs for _, theirs in tensorflow_names(model)]
@@ -76,7 +76,7 @@ def test_counts_and_names_of_every_architecture(name: str) -> None:
     kernels = [t for t in theirs if t.startswith("base_model/conv2d")]
     assert kernels == ["base_model/conv2d/kernel"] + [f"base_model/conv2d_{k}/kernel" for k in range(1, convolutions)]
     assert sum(t.startswith("base_model/") and t.endswith("gamma") for t in theirs) == norms
-    assert [ours for ours, _ in pairs] and {ours for ours, _ in pairs} == set(model.state_dict())
+    assert {ours for ours, _ in pairs} == set(model.state_dict())
     assert len(theirs) == len(set(theirs))
 
 

@@ -52,12 +52,14 @@ def restore(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer,
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         except (SafetensorError, OSError) as error:
             damaged.append(f"{path.name} ({error})")
             continue
         if metadata.get("identity") != identity:
-            raise ValueError(f"{path} belongs to a run with another configuration; resume with the same, or use a new --out.")
+            raise ValueError(
+                f"{path} belongs to a run with another configuration; resume with the same, or use a new --out."
+            )
         parameters = dict(model.named_parameters())
         state: dict[str, Tensor] = {}
         for name, tensor in tensors.items():

@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 class ImageSet:
     """Image files and, if known, their labels.
 
-    ``labels`` is int64 (N,), places in ``classes``; None for unlabeled images, and then ``classes`` is empty.
+    ``labels`` is int64 (N,), places in ``classes``, -1 for an image without a label (``with_labels``); None if none has
+    one, and then ``classes`` is empty.
     """
 
     paths: tuple[Path, ...]
@@ -46,10 +47,10 @@ class ImageSet:
                 f"Labels must be int64 of shape ({len(self.paths)},), one for each image, "
                 f"not {self.labels.dtype} of shape {self.labels.shape}."
             )
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        if len(self.labels) and not -1 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ValueError(
                 f"Labels go from {self.labels.min()} to {self.labels.max()}, but must lie in "
-                f"0..{len(self.classes) - 1}, the places of the {len(self.classes)} classes."
+                f"0..{len(self.classes) - 1}, the places of the {len(self.classes)} classes, or be -1 for none."
             )
 
     def __len__(self) -> int:
@@ -175,6 +176,14 @@ def _listing(items: Sequence[object], most: int = 5) -> str:
 def _refuse(items: Sequence[object], what: str, way_out: str) -> None:
     if items:
         raise ValueError(f"{what} {_listing(items)}. {way_out}")
+
+
+def with_labels(images: ImageSet, labelled: ImageSet) -> ImageSet:
+    """All of ``images``, with the labels that ``labelled`` has for some of the files and -1 for the rest."""
+    assert labelled.labels is not None
+    known = {path.resolve(): int(label) for path, label in zip(labelled.paths, labelled.labels, strict=True)}
+    labels = np.array([known.get(path.resolve(), -1) for path in images.paths], dtype=np.int64)
+    return ImageSet(images.paths, labels, labelled.classes)
 
 
 def stratified_subset(

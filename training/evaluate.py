@@ -30,12 +30,18 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"top-1 {self.top1:.2%} (95 % interval {low:.2%} to {high:.2%}), top-5 {self.top5:.2%}, {self.images} images"
+        top1 = f"top-1 {self.top1:.2%} (95 % interval {low:.2%} to {high:.2%})"
+        return f"{top1}, top-5 {self.top5:.2%}, {self.images} images"
 
 
 @torch.inference_mode()
 def embed(
-    model: SimCLR, images: ImageSet, *, device: str | torch.device = "cpu", batch_size: int = 64, title: str = "embedding"
+    model: SimCLR,
+    images: ImageSet,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int = 64,
+    title: str = "embedding",
 ) -> tuple[Tensor, Tensor | None, np.ndarray]:
     """Features (N, D), logits (N, classes) or None, and the indices (N,) of the images that could be read."""
     model = model.to(device).eval()
@@ -112,6 +118,4 @@ def knn_score(
         raise ValueError("A kNN score needs labels on both sides.")
     bank, _, kept = embed(model, train, device=device, title="kNN bank")
     queries, _, asked = embed(model, test, device=device, title="kNN queries")
-    return score(
-        knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k), test.labels[asked]
-    )
+    return score(knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k), test.labels[asked])

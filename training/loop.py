@@ -25,9 +25,10 @@ from zoo.files import written_whole
 class Stage(Protocol):
     """What the loop needs of a stage; see training/stages.py."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
-    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    def __call__(self, batch: dict[str, Tensor], /) -> Any: ...
 
 
 class InterruptedRunError(Exception):
@@ -92,12 +93,13 @@ def train(
     """Run the steps that are left, from the last checkpoint if ``resume``. ``stream(start, total)`` gives the batches.
 
     Leaves ``log.jsonl``, ``curve.png`` and checkpoints in ``plan.out``; the caller saves the finished model. Raises
-    InterruptedRunError after Ctrl-C or SIGTERM, once a checkpoint is written, and DivergedError for a loss that is not finite.
+    InterruptedRunError after Ctrl-C or SIGTERM, once a checkpoint is written, and DivergedError for a loss that is not
+    finite.
     """
     folder, log_path = plan.out / "checkpoints", plan.out / "log.jsonl"
     start = checkpoint.restore(folder, model=stage.model, optimizer=optimizer, identity=plan.identity) if resume else 0
     log = _kept_log(log_path, start)
-    stage.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stage.model.to(memory_format=torch.channels_last)
 
     def save(done: int) -> Path:
         return checkpoint.save(folder, step=done, model=stage.model, optimizer=optimizer, identity=plan.identity)
@@ -106,7 +108,7 @@ def train(
     last_save = began
     batches = iter(stream(start, plan.total_steps))
     bar = tqdm(total=plan.total_steps, initial=start, desc=plan.title, unit="step", disable=None, dynamic_ncols=True)
-    with _interrupts() as asked, bar, open(log_path, "a", encoding="utf-8") as log_file:
+    with _interrupts() as asked, bar, log_path.open("a", encoding="utf-8") as log_file:
         images, tick = 0, began
         for batch in batches:
             rate = plan.rate(done)
@@ -121,7 +123,9 @@ def train(
                 if not math.isfinite(values["loss"]):
                     last = checkpoint.all_of(folder)
                     kept = f"The last checkpoint is {last[-1]}" if last else "There is no checkpoint yet"
-                    raise DivergedError(f"The loss is {values['loss']} at step {done}. {kept}; lower the learning rate.")
+                    raise DivergedError(
+                        f"The loss is {values['loss']} at step {done}. {kept}; lower the learning rate."
+                    )
                 now = time.monotonic()
                 speed, images, tick = images / max(now - tick, 1e-9), 0, now
                 entry = {"step": done, "epoch": done / plan.steps_per_epoch, **values, "learning_rate": rate}
@@ -142,7 +146,11 @@ def train(
 
 
 def _step(
-    stage: Stage, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], device: torch.device, precision: torch.dtype
+    stage: Stage,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    device: torch.device,
+    precision: torch.dtype,
 ) -> dict[str, Tensor]:
     moved = {
         name: value.to(device, non_blocking=True, memory_format=torch.channels_last)

@@ -55,8 +55,14 @@ def finetune(
     """
     if images.labels is None:
         raise ValueError("Fine-tuning needs labels: give class folders, or a CSV with the columns path,label.")
+    if (images.labels < 0).any():
+        raise ValueError(
+            f"{int((images.labels < 0).sum())} images have no label; fine-tuning takes labelled ones only."
+        )
     if len(images.classes) < 2:
-        raise ValueError(f"Fine-tuning needs at least two classes; there is only {', '.join(images.classes) or 'none'}.")
+        raise ValueError(
+            f"Fine-tuning needs at least two classes; there is only {', '.join(images.classes) or 'none'}."
+        )
     model = create(
         recipe.model if pretrained is None else pretrained.spec,
         num_classes=len(images.classes),
@@ -112,9 +118,7 @@ def distill(
     if recipe.start_from_teacher:
         copy_part(teacher, model, "backbone")
     augmentation = Augmentation(recipe.image_size, color=False, blur=False)
-    stage = Distill(
-        model, teacher, temperature=recipe.temperature, alpha=recipe.alpha, scale_by_t2=recipe.scale_by_t2
-    )
+    stage = Distill(model, teacher, temperature=recipe.temperature, alpha=recipe.alpha, scale_by_t2=recipe.scale_by_t2)
     return _run(recipe, stage, images, augmentation, views=1, out=out, device=device, resume=resume, decay=True)
 
 
@@ -235,7 +239,5 @@ def _optimizer(recipe: AnyRecipe, stage: Pretrain | Finetune | Distill, *, decay
     weight_decay = recipe.weight_decay if decay else 0.0
     if recipe.optimizer == "lars":
         return LARS(groups, lr=0.0, momentum=recipe.momentum, weight_decay=weight_decay)
-    plain = [
-        {"params": group["params"], "weight_decay": weight_decay if group["adapt"] else 0.0} for group in groups
-    ]
+    plain = [{"params": group["params"], "weight_decay": weight_decay if group["adapt"] else 0.0} for group in groups]
     return torch.optim.SGD(plain, lr=0.0, momentum=recipe.momentum, nesterov=True)

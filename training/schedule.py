@@ -7,7 +7,7 @@ Scaling = Literal["sqrt", "linear", "none"]
 
 
 def base_rate(rate: float, batch_size: int, scaling: Scaling = "sqrt") -> float:
-    """The peak learning rate: ``rate`` * sqrt(batch), ``rate`` * batch / 256, or ``rate`` itself (code: model_util.py)."""
+    """The peak rate: ``rate`` * sqrt(batch), ``rate`` * batch / 256, or ``rate`` itself (code: model_util.py)."""
     if scaling == "sqrt":
         return rate * math.sqrt(batch_size)
     if scaling == "linear":
@@ -28,7 +28,7 @@ def warmup_steps(images: int, warmup_epochs: float, batch_size: int) -> int:
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int) -> float:
-    """The rate at ``step`` (0 at step 0 if there is a warm-up), cosine over the ``total - warmup`` steps that follow."""
+    """The rate at ``step``: linear from 0 at step 0 to ``peak`` at ``warmup``, then a cosine to 0 at ``total``."""
     if step < warmup:
         return peak * step / warmup
     if total <= warmup:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo.registry import SpecLike
 from zoo.registry import spec as find_spec
 from zoo.resnet import BatchNorm
-from zoo.simclr import SimCLR
+from zoo.simclr import ProjectionLayer, SimCLR
 
 _CLASSIFIER = "head_supervised/linear_layer/dense"
 _EMA = "ema_model/"
@@ -34,10 +34,9 @@ def tensorflow_names(model: SimCLR) -> Iterator[tuple[str, str]]:
             yield from _norm_names(f"backbone.{path}", f"base_model/batch_normalization{suffix}", module)
             norms += 1
     for k, layer in enumerate(model.projector.layers if model.projector is not None else ()):
+        assert isinstance(layer, ProjectionLayer)
         yield f"projector.layers.{k}.dense.weight", f"head_contrastive/nl_{k}/dense/kernel"
-        yield from _norm_names(
-            f"projector.layers.{k}.norm", f"head_contrastive/nl_{k}/batch_normalization", layer.norm
-        )
+        yield from _norm_names(f"projector.layers.{k}.norm", f"head_contrastive/nl_{k}/batch_normalization", layer.norm)
     if model.classifier is not None:
         yield "classifier.weight", f"{_CLASSIFIER}/kernel"
         yield "classifier.bias", f"{_CLASSIFIER}/bias"
@@ -68,8 +67,8 @@ def tensorflow_state_dict(
 ) -> dict[str, Tensor]:
     """Our state dict from TensorFlow variables, any mapping of names to arrays; each is read once, one at a time.
 
-    Optimizer slots, ``ema_model/`` (unless ``ema``), memory and ``global_step`` are skipped. Without ``head_contrastive``
-    or ``head_supervised`` the state dict is that of a model without it.
+    Optimizer slots, ``ema_model/`` (unless ``ema``), memory and ``global_step`` are skipped. Without
+    ``head_contrastive`` or ``head_supervised`` the state dict is that of a model without it.
 
     Raises ValueError, listing them, for any other unknown name, a missing name, or a shape that does not fit.
     """

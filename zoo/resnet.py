@@ -34,6 +34,15 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Back to the initial values: the identity, up to epsilon."""
+        for ones in (self.weight, self.running_var):
+            ones.fill_(1.0)
+        for zeros in (self.bias, self.running_mean):
+            if zeros is not None:
+                zeros.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
@@ -67,7 +76,7 @@ class ConvNorm(nn.Module):
 
 
 def max_pool_same(x: Tensor) -> Tensor:
-    """3x3 max-pool, stride 2, TensorFlow's SAME: even sizes are padded at the bottom and right only, odd ones all round.
+    """3x3 max-pool, stride 2, TensorFlow's SAME: even sizes are padded at bottom and right only, odd ones all round.
 
     ``ceil_mode`` clips the windows that hang over the edge, which is what padding with -inf does.
     """
@@ -206,7 +215,9 @@ def initialise(backbone: ResNet) -> None:
             fan_in = module.weight[0].numel()
             std = math.sqrt(1 / fan_in) / _TRUNCATED_STD
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-        elif isinstance(module, Bottleneck):
-            nn.init.zeros_(module.conv3.norm.weight)
-        elif isinstance(module, Residual):
-            nn.init.zeros_(module.conv2.norm.weight)
+        elif isinstance(module, BatchNorm):
+            module.reset()
+    for module in backbone.modules():
+        if isinstance(module, Bottleneck | Residual):
+            last = module.conv3 if isinstance(module, Bottleneck) else module.conv2
+            nn.init.zeros_(last.norm.weight)

@@ -72,7 +72,9 @@ class SimCLR(nn.Module):
         if classify_from and not projector:
             raise ValueError(f"classify_from={classify_from} needs a projection head; this model has none.")
         if not 0 <= classify_from <= PROJECTION_LAYERS:
-            raise ValueError(f"classify_from={classify_from!r} is not one of 0 (features), 1, 2, 3 (projection layers).")
+            raise ValueError(
+                f"classify_from={classify_from!r} is not one of 0 (features), 1, 2, 3 (projection layers)."
+            )
         if image_size < 8:
             raise ValueError(f"image_size={image_size!r} is too small; use at least 8 pixels.")
         if num_classes is not None and num_classes < 1:
@@ -113,3 +115,5 @@ def initialise_model(model: SimCLR) -> None:
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, BatchNorm):
+                module.reset()

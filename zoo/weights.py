@@ -49,13 +49,6 @@ def create(
             projector=projector,
         )
     model.to_empty(device="cpu")
-    for module in model.modules():
-        if hasattr(module, "running_mean"):
-            torch.nn.init.zeros_(module.running_mean)
-            torch.nn.init.ones_(module.running_var)
-            torch.nn.init.ones_(module.weight)
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -105,7 +98,7 @@ def load_file(path: str | Path, *, device: str | torch.device = "cpu") -> SimCLR
                 raise ValueError(f"{path}: not a model of this zoo (its header has no '{HEADER}' entry).")
             model = _empty_model(json.loads(header))
             expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)
             if expected != found:
                 wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
                 raise ValueError(f"{path}: tensors do not fit {model.spec.name}: {', '.join(wrong[:5])}.")

@@ -1,0 +1,1 @@
+"""The three stages of SimCLRv2: contrastive pretraining, fine-tuning on few labels, distillation."""

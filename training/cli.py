@@ -1,0 +1,226 @@
+"""The command line of training: one command a stage, with an option for every field of its recipe."""
+
+import dataclasses
+import json
+import logging
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+import numpy as np
+
+from training.recipes import RECIPES, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe, recipe
+
+_EXISTING_FOLDER = click.Path(path_type=Path)
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _option(name: str, kind: Any) -> click.Option:
+    flag = "--" + name.replace("_", "-")
+    help_text = "Overrides the recipe."
+    if kind is bool:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help_text)
+    if typing.get_origin(kind) is Literal:
+        return click.Option([flag], type=click.Choice(typing.get_args(kind)), help=help_text)
+    return click.Option([flag], type=kind, help=help_text)
+
+
+def recipe_options(kind: type[AnyRecipe]) -> list[click.Parameter]:
+    """A command-line option for every field of a recipe."""
+    hints = typing.get_type_hints(kind)
+    return [_option(field.name, hints[field.name]) for field in dataclasses.fields(kind) if field.name != "note"]
+
+
+def _chosen(kind: type[AnyRecipe], name: str, overrides: dict[str, Any]) -> AnyRecipe:
+    found = recipe(name)
+    if not isinstance(found, kind):
+        suiting = [other for other, value in RECIPES.items() if isinstance(value, kind)]
+        raise ValueError(f"Recipe {name!r} is for another stage. Choose from: {', '.join(suiting)}.")
+    names = {field.name for field in dataclasses.fields(kind)}
+    given = {key: value for key, value in overrides.items() if key in names and value is not None}
+    return dataclasses.replace(found, **given)
+
+
+def _images_option(help_text: str) -> Callable[[_F], _F]:
+    return click.option("--images", type=_EXISTING_FOLDER, required=True, help=help_text)
+
+
+def _run_options(function: _F) -> _F:
+    for option in (
+        click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+        click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu."),
+        click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory."),
+    ):
+        function = option(function)
+    return function
+
+
+def _label_options(function: _F) -> _F:
+    for option in (
+        click.option("--label-seed", default=0, show_default=True, help="Which labels the share takes."),
+        click.option("--label-share", type=float, help="Use this share of the labels, of every class alike."),
+        click.option("--labels", type=click.Path(path_type=Path), help="CSV with the columns path,label."),
+    ):
+        function = option(function)
+    return function
+
+
+def _labelled(images: Path, labels: Path | None, share: float | None, seed: int) -> Any:
+    """Labelled images from a CSV, or from class folders; a share of them if asked for."""
+    from training import data
+
+    found = data.from_csv(labels, root=images) if labels else data.from_class_folders(images)
+    if share is not None:
+        found = found.subset(data.stratified_subset(np.asarray(found.labels), fraction=share, seed=seed))
+    return found
+
+
+def load_model(name: str) -> Any:
+    """A ``.safetensors`` file, or ``name:weights`` of the zoo, such as ``r18_1x:imagenette_distilled``."""
+    import zoo
+
+    if name.endswith(".safetensors"):
+        return zoo.load_file(name)
+    model, _, weights = name.partition(":")
+    return zoo.load(model, weights=weights or "pretrained")
+
+
+@click.command(epilog="Recipes: " + ", ".join(n for n, r in RECIPES.items() if isinstance(r, PretrainRecipe)))
+@click.option("--recipe", "name", default="standard_pretrain", show_default=True)
+@_images_option("A folder of images, nested as you like; labels are not used.")
+@_run_options
+def pretrain(name: str, images: Path, out: Path, device: str, resume: bool, **overrides: Any) -> None:
+    """Stage 1: contrastive pretraining on images without labels."""
+    chosen = _chosen(PretrainRecipe, name, overrides)
+    from training import data, runs
+
+    runs.pretrain(chosen, data.from_folder(images), out=out, device=device, resume=resume)  # type: ignore[arg-type]
+    click.echo(f"Pretrained model: {out / runs.MODEL_FILE}")
+
+
+@click.command(epilog="Recipes: " + ", ".join(n for n, r in RECIPES.items() if isinstance(r, FinetuneRecipe)))
+@click.option("--recipe", "name", default="standard_finetune", show_default=True)
+@click.option(
+    "--from", "source", help="Pretrained model: a .safetensors file, or a zoo name such as r50_1x:pretrained."
+)
+@_images_option("Class folders; or the folder that the paths in --labels start from.")
+@_label_options
+@_run_options
+def finetune(
+    name: str,
+    source: str | None,
+    images: Path,
+    labels: Path | None,
+    label_share: float | None,
+    label_seed: int,
+    out: Path,
+    device: str,
+    resume: bool,
+    **overrides: Any,
+) -> None:
+    """Stage 2: fine-tuning on few labels; --freeze-backbone makes it linear evaluation."""
+    chosen = _chosen(FinetuneRecipe, name, overrides)
+    assert isinstance(chosen, FinetuneRecipe)
+    from training import runs
+
+    few = _labelled(images, labels, label_share, label_seed)
+    model = load_model(source) if source and not chosen.from_scratch else None
+    runs.finetune(chosen, few, model, out=out, device=device, resume=resume)
+    click.echo(f"Fine-tuned model ({len(few)} labels): {out / runs.MODEL_FILE}")
+
+
+@click.command(epilog="Recipes: " + ", ".join(n for n, r in RECIPES.items() if isinstance(r, DistillRecipe)))
+@click.option("--recipe", "name", default="standard_distill", show_default=True)
+@click.option("--teacher", required=True, help="Fine-tuned model: a .safetensors file, or a zoo name.")
+@_images_option("A folder of images; labels are used only with --alpha below 1.")
+@_label_options
+@_run_options
+def distill(
+    name: str,
+    teacher: str,
+    images: Path,
+    labels: Path | None,
+    label_share: float | None,
+    label_seed: int,
+    out: Path,
+    device: str,
+    resume: bool,
+    **overrides: Any,
+) -> None:
+    """Stage 3: distillation into a student on images without labels."""
+    chosen = _chosen(DistillRecipe, name, overrides)
+    assert isinstance(chosen, DistillRecipe)
+    from training import data, runs
+
+    everything = data.from_folder(images)
+    if chosen.alpha < 1:
+        everything = data.with_labels(everything, _labelled(images, labels, label_share, label_seed))
+    runs.distill(chosen, everything, load_model(teacher), out=out, device=device, resume=resume)
+    click.echo(f"Student: {out / runs.MODEL_FILE}")
+
+
+@click.command()
+@click.argument("model")
+@_images_option("Class folders; or the folder that the paths in --labels start from.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV with the columns path,label.")
+@click.option("--knn", type=_EXISTING_FOLDER, help="Class folders whose images vote: a kNN score of the features.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(model: str, images: Path, labels: Path | None, knn: Path | None, device: str, as_json: bool) -> None:
+    """Accuracy of MODEL (.safetensors file or zoo name) on labelled images; with --knn, of its features."""
+    from training import data
+    from training import evaluate as evaluation
+    from training.loop import pick_device
+
+    test = _labelled(images, labels, None, 0)
+    network, where = load_model(model), pick_device(device)
+    if knn:
+        found = evaluation.knn_score(network, data.from_class_folders(knn), test, device=where)
+    else:
+        found = evaluation.accuracy(network, test, device=where)
+    click.echo(json.dumps(dataclasses.asdict(found) | {"interval": found.interval}) if as_json else str(found))
+
+
+for _command, _kind in ((pretrain, PretrainRecipe), (finetune, FinetuneRecipe), (distill, DistillRecipe)):
+    _command.params.extend(recipe_options(_kind))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """``python -m training RECIPE --images DIR --out DIR [--field value ...]``; the exit status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0].startswith("-"):
+        print("usage: python -m training RECIPE --images DIR --out DIR [overrides]\nRecipes:")
+        for name, value in RECIPES.items():
+            print(f"  {name:26} {value.model:12} {value.image_size:4} px  {value.note}")
+        return 0 if given and given[0] in ("-h", "--help") else 2
+    try:
+        stage = {PretrainRecipe: pretrain, FinetuneRecipe: finetune, DistillRecipe: distill}[type(recipe(given[0]))]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return run_command(stage, ["--recipe", *given], name=f"python -m training {given[0]}")
+
+
+def run_command(command: click.Command, arguments: list[str], *, name: str) -> int:
+    """Run a command; a user's mistake is one line and status 2, Ctrl-C is 130."""
+    from training.loop import InterruptedRunError
+
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except InterruptedRunError as stop:
+        print(f"{stop} Go on with --resume.", file=sys.stderr)
+        return 130
+    except (KeyboardInterrupt, click.Abort):
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
