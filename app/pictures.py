@@ -1,4 +1,4 @@
-"""Pictures drawn by code, ten things in eight variations each: the gallery and the examples when there are no others."""
+"""Pictures drawn by code, ten things in eight variations each: gallery and examples when there are no others."""
 
 import math
 import shutil
@@ -45,7 +45,9 @@ class Layer:
             self.ellipse(x, y, width / 2, width / 2, colour)
 
     def ring(self, x: float, y: float, radius: float, colour: Colour, width: float) -> None:
-        self.line([(x + radius * math.cos(a), y + radius * math.sin(a)) for a in np.linspace(0, 6.3, 60)], colour, width)
+        self.line(
+            [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in np.linspace(0, 6.3, 60)], colour, width
+        )
 
     def pie(self, box: tuple[float, float, float, float], start: float, end: float, colour: Colour) -> None:
         self._draw.pieslice([value * _FINE for value in box], start, end, fill=colour)
@@ -73,7 +75,7 @@ class Scene:
         """Put a layer's middle ``at`` a point; ``shadow`` (0 to 1) darkens what lies below and to the right of it."""
         image = layer.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else layer.image
         if angle:
-            image = image.rotate(angle, Image.Resampling.BICUBIC)
+            image = image.rotate(angle, Image.Resampling.BILINEAR)
         if scale != 1:
             side = max(1, round(_FINE * scale))
             image = image.resize((side, side), Image.Resampling.BILINEAR)
@@ -83,7 +85,9 @@ class Scene:
             dark = Image.new("RGBA", image.size, (15, 20, 30, 0))
             dark.putalpha(alpha.filter(ImageFilter.BoxBlur(7)))
             self._paste(dark, (corner[0] + 8, corner[1] + 12))
-        self._paste(image.filter(ImageFilter.BoxBlur(blur * _FINE)) if blur else image, corner)
+        if blur:  # on premultiplied colours, or the edges would turn dark
+            image = image.convert("RGBa").filter(ImageFilter.BoxBlur(blur * _FINE)).convert("RGBA")
+        self._paste(image, corner)
 
     def _paste(self, image: Image.Image, corner: tuple[int, int]) -> None:
         self.image.paste(image, corner, image)
@@ -202,9 +206,7 @@ def tench(dice: Dice) -> Scene:
     fish.ellipse(0.822, 0.455, 0.011, 0.011, (20, 18, 16))
     fish.line([(0.9, 0.52), (0.865, 0.535)], shade(body, 0.5), 0.008)
     at = (dice.between(0.42, 0.58), dice.between(0.42, 0.55))
-    scene.put(
-        fish, scale=dice.between(0.9, 1.12), angle=dice.between(-14, 14), at=at, flip=dice.coin(), shadow=0.35
-    )
+    scene.put(fish, scale=dice.between(0.9, 1.12), angle=dice.between(-14, 14), at=at, flip=dice.coin(), shadow=0.35)
     return scene
 
 

@@ -1,4 +1,4 @@
-"""From torch to ONNX: batch norms folded, weights rounded if wanted, and what is written checked against torch first."""
+"""From torch to ONNX: batch norms folded, weights rounded if wanted, and the result checked against torch first."""
 
 import contextlib
 import copy

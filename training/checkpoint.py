@@ -68,7 +68,8 @@ def restore(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer,
                 state[rest] = tensor
             else:
                 owner, key = rest.rsplit("/", 1)
-                optimizer.state[parameters[owner]][key] = tensor.to(parameters[owner].device)
+                # in the parameter's memory format: another order of sums would change the last bits
+                optimizer.state[parameters[owner]][key] = torch.empty_like(parameters[owner].data).copy_(tensor)
         model.load_state_dict(state, strict=True)
         return int(json.loads(metadata["step"]))
     if damaged:

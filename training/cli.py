@@ -13,6 +13,8 @@ import click
 import numpy as np
 
 from training.recipes import RECIPES, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe, recipe
+from zoo.registry import SpecLike
+from zoo.registry import spec as find_spec
 
 _EXISTING_FOLDER = click.Path(path_type=Path)
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -21,6 +23,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _option(name: str, kind: Any) -> click.Option:
     flag = "--" + name.replace("_", "-")
     help_text = "Overrides the recipe."
+    if kind == SpecLike:
+        kind = str
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help_text)
     if typing.get_origin(kind) is Literal:
@@ -194,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not given or given[0].startswith("-"):
         print("usage: python -m training RECIPE --images DIR --out DIR [overrides]\nRecipes:")
         for name, value in RECIPES.items():
-            print(f"  {name:26} {value.model:12} {value.image_size:4} px  {value.note}")
+            print(f"  {name:26} {find_spec(value.model).name:12} {value.image_size:4} px  {value.note}")
         return 0 if given and given[0] in ("-h", "--help") else 2
     try:
         stage = {PretrainRecipe: pretrain, FinetuneRecipe: finetune, DistillRecipe: distill}[type(recipe(given[0]))]

@@ -81,6 +81,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """channels-last, the faster one, unless the model is very narrow.
+
+    There oneDNN's strided 1x1 convolution with fewer input channels than a vector register holds (8 or 16) writes past
+    its workspace in the backward pass when the data are channels-last (uxlfoundation/oneDNN #6035).
+    """
+    for module in model.modules():
+        strided = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1)
+        if strided and module.in_channels < 16:  # type: ignore[operator]
+            return torch.contiguous_format
+    return torch.channels_last
+
+
 def train(
     stage: Stage,
     optimizer: torch.optim.Optimizer,
@@ -97,9 +110,10 @@ def train(
     finite.
     """
     folder, log_path = plan.out / "checkpoints", plan.out / "log.jsonl"
+    layout = memory_format(stage.model)
+    stage.model.to(memory_format=layout)
     start = checkpoint.restore(folder, model=stage.model, optimizer=optimizer, identity=plan.identity) if resume else 0
     log = _kept_log(log_path, start)
-    stage.model.to(memory_format=torch.channels_last)
 
     def save(done: int) -> Path:
         return checkpoint.save(folder, step=done, model=stage.model, optimizer=optimizer, identity=plan.identity)
@@ -114,7 +128,7 @@ def train(
             rate = plan.rate(done)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            metrics = _step(stage, optimizer, batch, device, plan.precision)
+            metrics = _step(stage, optimizer, batch, device, plan.precision, layout)
             done += 1
             images += sum(len(batch[view]) for view in ("view0", "view1") if view in batch)
             logged = done % plan.log_every == 0 or done == plan.total_steps or bool(asked)
@@ -151,9 +165,10 @@ def _step(
     batch: dict[str, Tensor],
     device: torch.device,
     precision: torch.dtype,
+    layout: torch.memory_format,
 ) -> dict[str, Tensor]:
     moved = {
-        name: value.to(device, non_blocking=True, memory_format=torch.channels_last)
+        name: value.to(device, non_blocking=True, memory_format=layout)
         if value.ndim == 4
         else value.to(device, non_blocking=True)
         for name, value in batch.items()

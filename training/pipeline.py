@@ -13,6 +13,7 @@ from training.data import ImageSet, stratified_subset
 from training.loop import pick_device
 from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe, recipe
 from zoo.files import written_whole
+from zoo.registry import SpecLike
 from zoo.registry import spec as find_spec
 from zoo.simclr import SimCLR
 
@@ -50,8 +51,8 @@ def run(
     images: ImageSet,
     labelled: ImageSet,
     *,
-    teacher: str,
-    student: str,
+    teacher: SpecLike,
+    student: SpecLike,
     out: Path,
     export: Callable[[SimCLR, Path], Any],
     budget: Budget = "standard",
@@ -68,7 +69,7 @@ def run(
     """
     if budget not in BUDGETS:
         raise ValueError(f"Unknown budget {budget!r}. Choose from: {', '.join(BUDGETS)}.")
-    find_spec(teacher), find_spec(student)
+    teacher_spec, student_spec = find_spec(teacher), find_spec(student)
     pick_device(device)
     if held_out is None:
         labelled, held_out = _put_aside(labelled, holdout)
@@ -82,16 +83,17 @@ def run(
     assert isinstance(first, PretrainRecipe)
     assert isinstance(second, FinetuneRecipe)
     assert isinstance(third, DistillRecipe)
-    alike = find_spec(teacher) == find_spec(student)
     common: dict[str, Any] = {"device": device, "resume": resume}
-    say(f"1/3 pretraining {teacher} on {len(images)} images")
+    say(f"1/3 pretraining {teacher_spec.name} on {len(images)} images")
     pretrained = runs.pretrain(dataclasses.replace(first, model=teacher), images, out=out / "1_pretrain", **common)
     say(f"2/3 fine-tuning on {len(labelled)} labels")
     tuned = runs.finetune(
         dataclasses.replace(second, model=teacher), labelled, pretrained, out=out / "2_finetune", **common
     )
-    say(f"3/3 distilling into {student}")
-    third = dataclasses.replace(third, model=student, start_from_teacher=third.start_from_teacher and alike)
+    say(f"3/3 distilling into {student_spec.name}")
+    third = dataclasses.replace(
+        third, model=student, start_from_teacher=third.start_from_teacher and teacher_spec == student_spec
+    )
     distilled = runs.distill(third, images, tuned, out=out / "3_distill", **common)
     say("evaluating")
     where = pick_device(device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from training.schedule import Scaling
-from zoo.registry import suggest
+from zoo.registry import SpecLike, suggest
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -14,7 +14,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Recipe:
     """What every stage needs to know. ``learning_rate`` is scaled with the batch as ``scaling`` says."""
 
-    model: str = "r50_1x"
+    model: SpecLike = "r50_1x"
     image_size: int = 224
     batch_size: int = 4096
     epochs: float = 800

@@ -150,9 +150,10 @@ def _run(
 ) -> SimCLR:
     config = _config(recipe, stage, images)
     identity = hashlib.sha256(json.dumps(config["same_result"], sort_keys=True).encode()).hexdigest()
+    chosen = pick_device(device)
+    precision = pick_precision(recipe.precision, chosen)
     if finished := _prepare(out, config, resume):
         return finished
-    chosen = pick_device(device)
     stage.to(chosen)
     stage.train()
     batches = TrainingBatches(
@@ -175,7 +176,7 @@ def _run(
         rate=lambda step: schedule.learning_rate(step, peak=peak, total=total, warmup=warmup),
         identity=identity,
         title=config["stage"],
-        precision=pick_precision(recipe.precision, chosen),
+        precision=precision,
     )
     optimizer = _optimizer(recipe, stage, decay=decay)
 

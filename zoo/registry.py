@@ -61,7 +61,7 @@ class Spec:
         return TABLE.get(self.name)
 
 
-SpecLike: TypeAlias = "str | Spec"
+SpecLike: TypeAlias = str | Spec
 
 
 class Row(NamedTuple):

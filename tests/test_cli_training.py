@@ -1,0 +1,72 @@
+"""The command line of training: overrides, the three commands, and mistakes in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import zoo
+from training import cli
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_recipe_with_overrides(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--image-size", 40, "--batch-size", 12, "--epochs", 0.3, "--warmup-epochs", 0, "--workers", 0)
+    assert run("quick_pretrain", "--images", image_folder, "--out", tmp_path / "a", "--no-blur", *small) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())["recipe"]
+    assert config["image_size"] == 40
+    assert config["blur"] is False
+    assert config["temperature"] == 0.2  # the recipe's own
+    pretrained = tmp_path / "a" / "model.safetensors"
+    tuning = ("--images", image_folder, "--from", pretrained, "--label-share", 0.5, *small, "--out", tmp_path / "b")
+    assert run("quick_finetune", *tuning) == 0
+    teacher = tmp_path / "b" / "model.safetensors"
+    distilling = ("--images", image_folder, "--teacher", teacher, "--alpha", 0.5, *small, "--out", tmp_path / "c")
+    assert run("quick_distill", *distilling) == 0
+    assert "Student: " in capsys.readouterr().out
+    student = tmp_path / "c" / "model.safetensors"
+    assert cli.run_command(cli.evaluate, [str(student), "--images", str(image_folder), "--json"], name="x") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 36
+    assert found["interval"][0] <= found["top1"] <= found["interval"][1]
+    assert zoo.load_file(teacher).facts["training_images"] == 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quick_pretran"], "Did you mean 'quick_pretrain'"),
+        (["quick_pretrain", "--images", "{}/absent", "--out", "{}/o"], "no such folder"),
+        (["quick_pretrain", "--images", "{}/void", "--out", "{}/o"], "no images in it"),
+        (["quick_pretrain", "--images", "{}/images", "--out", "{}/o", "--epochs", "0"], "epochs=0.0 is not positive"),
+        (["quick_pretrain", "--images", "{}/images", "--out", "{}/o", "--model", "r19_1x"], "Did you mean"),
+        (["quick_pretrain", "--images", "{}/images", "--out", "{}/o", "--device", "tpu"], "Unknown device 'tpu'"),
+        (["quick_finetune", "--images", "{}/images", "--out", "{}/o", "--from", "{}/no.safetensors"], "no such file"),
+        (["quick_finetune", "--images", "{}/images", "--out", "{}/o", "--labels", "{}/bad.csv"], "no column 'label'"),
+        (["quick_distill", "--images", "{}/images", "--out", "{}/o", "--teacher", "r18_2x"], "Unknown weights"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], said: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "void").mkdir()
+    (tmp_path / "bad.csv").write_text("path,class\na.png,1\n")
+    assert run(*(argument.format(tmp_path) for argument in arguments)) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown
+    assert len(shown.splitlines()) == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    assert "imagenet_pretrain" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.pretrain.main(["--help"], prog_name="simclr pretrain")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--color-strength" in shown
+    assert "standard_pretrain" in shown

@@ -1,0 +1,255 @@
+"""Whole runs of a tiny model: their directory, interruption and resumption, and what goes wrong politely."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+
+import zoo
+from training import checkpoint, data, evaluate, pipeline, runs
+from training.loop import DivergedError, InterruptedRunError, memory_format, pick_device, pick_precision
+from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
+
+SMALL = {"model": TINY, "image_size": 48, "batch_size": 12, "workers": 0, "precision": "fp32"}
+PRETRAIN = PretrainRecipe(**SMALL, epochs=3, warmup_epochs=1, temperature=0.5, weight_decay=1e-3)
+FINETUNE = FinetuneRecipe(**SMALL, epochs=2)
+DISTILL = DistillRecipe(**SMALL, epochs=2, warmup_epochs=0)
+
+
+def entries(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def equal(a: zoo.SimCLR, b: zoo.SimCLR) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_three_stages_leave_what_they_promise(image_folder: Path, tmp_path: Path) -> None:
+    unlabeled, labelled = data.from_folder(image_folder), data.from_class_folders(image_folder)
+    pretrained = runs.pretrain(PRETRAIN, unlabeled, out=tmp_path / "a", device="cpu")
+    tuned = runs.finetune(FINETUNE, labelled, pretrained, out=tmp_path / "b", device="cpu")
+    student = runs.distill(DISTILL, unlabeled, tuned, out=tmp_path / "c", device="cpu")
+    linear = dataclasses.replace(FINETUNE, freeze_backbone=True, optimizer="nesterov", classify_from=0)
+    probe = runs.finetune(linear, labelled, pretrained, out=tmp_path / "d", device="cpu")
+    for out, model, steps in (("a", pretrained, 10), ("b", tuned, 7), ("c", student, 7), ("d", probe, 7)):
+        folder = tmp_path / out
+        assert {p.name for p in folder.iterdir()} == {
+            "config.json", "log.jsonl", "curve.png", "checkpoints", "model.safetensors",
+        }  # fmt: skip
+        assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+        assert entries(folder)[-1]["step"] == steps
+        assert json.loads((folder / "config.json").read_text())["recipe"]["batch_size"] == 12
+        assert equal(zoo.load_file(folder / "model.safetensors"), model)
+    assert pretrained.num_classes is None
+    assert tuned.classes == student.classes == ("circle", "square", "stripes")
+    assert tuned.classify_from == 1
+    assert student.projector is None
+    assert equal_backbone(probe, pretrained)
+    assert not equal_backbone(tuned, pretrained)
+    assert student.facts["training_images"] == 36
+
+
+def equal_backbone(a: zoo.SimCLR, b: zoo.SimCLR) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.backbone.state_dict().values(), b.backbone.state_dict().values()))  # noqa: B905
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    stage: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled = data.from_class_folders(image_folder)
+
+    def go(out: str, *, resume: bool = False) -> zoo.SimCLR:
+        if stage == "pretrain":
+            return runs.pretrain(PRETRAIN, labelled, out=tmp_path / out, device="cpu", resume=resume)
+        tuning = dataclasses.replace(FINETUNE, optimizer="nesterov", epochs=3, weight_decay=1e-3)
+        model = zoo.create(TINY, num_classes=None, image_size=48, seed=1)
+        return runs.finetune(tuning, labelled, model, out=tmp_path / out, device="cpu", resume=resume)
+
+    whole = go("whole")
+    stream = data.TrainingBatches.stream
+
+    def interrupting(self: data.TrainingBatches, *, start_step: int = 0, total_steps: int):
+        for step, batch in enumerate(stream(self, start_step=start_step, total_steps=total_steps), start_step):
+            if step in (2, 6) and start_step != step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(data.TrainingBatches, "stream", interrupting)
+    for attempt in range(2):
+        with pytest.raises(InterruptedRunError, match="checkpoint: "):
+            go("cut", resume=attempt > 0)
+    resumed = go("cut", resume=True)
+    assert equal(whole, resumed)
+    losses = {entry["step"]: entry["loss"] for entry in entries(tmp_path / "whole")}
+    again = {entry["step"]: entry["loss"] for entry in entries(tmp_path / "cut")}
+    assert {3, 7} <= set(again)
+    assert all(again[step] == loss for step, loss in losses.items())
+    assert len(checkpoint.all_of(tmp_path / "cut" / "checkpoints")) == checkpoint.KEEP
+    assert equal(go("cut", resume=True), whole)  # nothing is left to do
+
+
+def test_workers_change_nothing(image_folder: Path, tmp_path: Path) -> None:
+    images = data.from_folder(image_folder)
+    recipes = [dataclasses.replace(PRETRAIN, epochs=1, warmup_epochs=0, workers=n) for n in (0, 2)]
+    first, second = (runs.pretrain(r, images, out=tmp_path / str(r.workers), device="cpu") for r in recipes)
+    assert equal(first, second)
+
+
+def test_a_run_is_not_overwritten_or_mixed_up(image_folder: Path, tmp_path: Path) -> None:
+    images = data.from_folder(image_folder)
+    short = dataclasses.replace(PRETRAIN, epochs=0.4, warmup_epochs=0)
+    runs.pretrain(short, images, out=tmp_path / "a", device="cpu")
+    with pytest.raises(ValueError, match="already holds a run"):
+        runs.pretrain(short, images, out=tmp_path / "a", device="cpu")
+    with pytest.raises(ValueError, match=r"other settings \(temperature\)"):
+        runs.pretrain(dataclasses.replace(short, temperature=0.9), images, out=tmp_path / "a", resume=True)
+    (tmp_path / "a" / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        runs.pretrain(short, images, out=tmp_path / "a", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(image_folder: Path, tmp_path: Path) -> None:
+    wild = dataclasses.replace(
+        FINETUNE, learning_rate=1e30, scaling="none", optimizer="nesterov", classify_from=0, epochs=4
+    )
+    model = zoo.create(TINY, num_classes=None, image_size=48, seed=1)
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        runs.finetune(wild, data.from_class_folders(image_folder), model, out=tmp_path / "a", device="cpu")
+
+
+def test_unreadable_images_are_named_and_counted(
+    image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (image_folder / "circle" / "00.png").write_bytes(b"broken")
+    (image_folder / "square" / "00.png").write_bytes(b"")
+    recipe = dataclasses.replace(PRETRAIN, epochs=1, warmup_epochs=0)
+    runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "a", device="cpu")
+    assert "2 unreadable images were skipped" in caplog.text
+    assert str(image_folder / "circle" / "00.png") in caplog.text
+
+
+def test_a_full_disk_loses_no_finished_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo.create(TINY, seed=0, num_classes=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step=step, model=model, optimizer=optimizer, identity="x")
+    write = checkpoint.save_file
+
+    def full(tensors: dict, path: Path, metadata: dict) -> None:
+        write(tensors, path, metadata=metadata)
+        os.truncate(path, 1000)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, step=4, model=model, optimizer=optimizer, identity="x")
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002.safetensors", "step_00000003.safetensors"]
+    os.truncate(tmp_path / "step_00000003.safetensors", 500)  # the newest damaged: the one before is used
+    assert checkpoint.restore(tmp_path, model=model, optimizer=optimizer, identity="x") == 2
+    with pytest.raises(ValueError, match="another configuration"):
+        checkpoint.restore(tmp_path, model=model, optimizer=optimizer, identity="y")
+    os.truncate(tmp_path / "step_00000002.safetensors", 500)
+    with pytest.raises(ValueError, match="can be read"):
+        checkpoint.restore(tmp_path, model=model, optimizer=optimizer, identity="x")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda i, m: (FINETUNE, dataclasses.replace(i, labels=None), m), "needs labels"),
+        (lambda i, m: (FINETUNE, i.subset(range(12)), None), "pretrained model"),
+        (lambda i, m: (dataclasses.replace(FINETUNE, image_size=32), i, m), "does not fit"),
+        (lambda i, m: (FINETUNE, data.ImageSet(i.paths, np.zeros(36, np.int64), ("one",)), m), "at least two classes"),
+        (lambda i, m: (FINETUNE, data.ImageSet(i.paths, np.full(36, -1), i.classes), m), "36 images have no label"),
+    ],
+)
+def test_fine_tuning_refuses_what_cannot_work(make: object, said: str, image_folder: Path, tmp_path: Path) -> None:
+    model = zoo.create(TINY, num_classes=None, image_size=48)
+    recipe, images, start = make(data.from_class_folders(image_folder), model)  # type: ignore[operator]
+    with pytest.raises(ValueError, match=said):
+        runs.finetune(recipe, images, start, out=tmp_path / "a", device="cpu")
+    assert not (tmp_path / "a" / "config.json").exists()
+
+
+def test_very_narrow_models_are_not_trained_channels_last() -> None:
+    assert memory_format(zoo.create(TINY)) is torch.contiguous_format
+    assert memory_format(zoo.create(zoo.Spec(18, 0.25))) is torch.channels_last
+    assert memory_format(zoo.create(zoo.Spec(50, 1 / 16, True))) is torch.channels_last  # SK: no strided 1x1
+
+
+def test_devices_and_precision() -> None:
+    cpu = torch.device("cpu")
+    assert pick_device("cpu") == cpu
+    assert pick_precision("fp32", cpu) is torch.float32
+    assert pick_precision("bf16", cpu) is torch.bfloat16
+    with pytest.raises(ValueError, match="Unknown device 'gpu'"):
+        pick_device("gpu")
+    with pytest.raises(ValueError, match="Unknown precision 'fp8'"):
+        pick_precision("fp8", cpu)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda' is not available"):
+            pick_device("cuda")
+
+
+def test_accuracy_and_interval_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5], [1, 0, 0, 0, 0, 9]])
+    found = evaluate.score(logits, np.array([0, 0, 5]))
+    assert (found.top1, found.top5, found.images) == (2 / 3, 2 / 3, 3)
+    low, high = evaluate.Score(0.5, 1.0, 100).interval
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # Wilson, from a table
+
+
+def test_knn_equals_nested_loops() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries, labels = rng.standard_normal((30, 4)), rng.standard_normal((5, 4)), rng.integers(0, 3, 30)
+    ours = evaluate.knn(torch.tensor(bank), labels, torch.tensor(queries), classes=3, k=7, temperature=0.2, chunk=2)
+    for row, query in enumerate(queries):
+        cosines = [float(b @ query / np.linalg.norm(b) / np.linalg.norm(query)) for b in bank]
+        expected = np.zeros(3)
+        for index in sorted(range(30), key=lambda i: -cosines[i])[:7]:
+            expected[labels[index]] += np.exp((cosines[index] - 1) / 0.2)
+        np.testing.assert_allclose(ours[row], expected, rtol=1e-9)
+
+
+def test_accuracy_of_a_model_on_files(tiny_model: zoo.SimCLR, image_folder: Path) -> None:
+    images = data.from_class_folders(image_folder)
+    found = evaluate.accuracy(tiny_model, images)
+    with torch.no_grad():
+        answers = [
+            tiny_model(torch.from_numpy(zoo.preprocess(path, 48))[None]).logits.argmax().item() for path in images.paths
+        ]
+    assert found.top1 == pytest.approx(np.mean(np.array(answers) == images.labels))
+    tiny_model.classes = ("a", "b", "c")
+    with pytest.raises(ValueError, match="The model's classes are a, b, c"):
+        evaluate.accuracy(tiny_model, images)
+
+
+def test_the_three_stages_in_a_row(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_QUICK_FOR", (40, 10, 40))
+    exported: list[Path] = []
+    said: list[str] = []
+    arguments = {
+        "teacher": TINY, "student": TINY, "out": tmp_path / "run", "budget": "quick", "device": "cpu",
+        "export": lambda model, path: exported.append(path), "say": said.append,
+    }  # fmt: skip
+    images, labelled = data.from_folder(image_folder), data.from_class_folders(image_folder)
+    figures = pipeline.run(images, labelled, **arguments)
+    assert figures.labels_used == 30  # 12 a class, of which a fifth, rounded to 2, is held out
+    assert figures.student.images == 6
+    assert exported == [tmp_path / "run" / "student.onnx"]
+    assert json.loads((tmp_path / "run" / "figures.json").read_text())["student"]["images"] == 6
+    assert len(said) == 4
+    again = pipeline.run(images, labelled, **arguments, resume=True)
+    assert again == figures
+    with pytest.raises(ValueError, match="Too few labels"):
+        pipeline.run(images, labelled.subset([0, 1, 12, 13, 24]), **arguments)
+    with pytest.raises(ValueError, match="Unknown budget"):
+        pipeline.run(images, labelled, **(arguments | {"budget": "free"}))
