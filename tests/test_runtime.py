@@ -40,9 +40,7 @@ def test_attributes(model: export.OnnxModel, student: Path) -> None:
     assert "r18_0.0625x" in repr(model)
 
 
-def test_every_way_to_give_an_image_is_the_same(
-    model: export.OnnxModel, picture: np.ndarray, tmp_path: Path
-) -> None:
+def test_every_way_to_give_an_image_is_the_same(model: export.OnnxModel, picture: np.ndarray, tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     Image.fromarray(picture).save(file)
     batch = zoo.preprocess(picture, 48)[None]
@@ -54,9 +52,7 @@ def test_every_way_to_give_an_image_is_the_same(
     assert model.classify(picture).dtype == model.embed(picture).dtype == np.float32
 
 
-def test_long_lists_go_in_pieces(
-    model: export.OnnxModel, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_lists_go_in_pieces(model: export.OnnxModel, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [np.roll(picture, step * 9, axis=1) for step in range(5)]
     whole = model.embed(pictures)
     monkeypatch.setattr(runtime, "CHUNK", 2)

@@ -174,15 +174,14 @@ RECIPES: dict[str, AnyRecipe] = {
         note=_IMAGENETTE,
     ),
     "imagenette_finetune": FinetuneRecipe(
-        model="r18_1x", image_size=64, batch_size=128, epochs=40, learning_rate=0.01, note=_IMAGENETTE
+        model="r18_1x", image_size=64, batch_size=128, epochs=30, learning_rate=0.03, note=_IMAGENETTE
     ),
     "imagenette_distill": DistillRecipe(
         model="r18_1x",
         image_size=64,
         batch_size=128,
-        epochs=10,
+        epochs=6,
         warmup_epochs=0.5,
-        learning_rate=0.05,
         start_from_teacher=True,
         note=_IMAGENETTE,
     ),
@@ -190,8 +189,8 @@ RECIPES: dict[str, AnyRecipe] = {
         model="r18_1x",
         image_size=64,
         batch_size=64,
-        epochs=100,
-        warmup_epochs=5,
+        epochs=50,
+        warmup_epochs=2,
         learning_rate=0.1,
         scaling="linear",
         optimizer="nesterov",

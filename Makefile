@@ -1,0 +1,64 @@
+# make demo    the app on the bundled student        make lint   ruff, mypy, import-linter
+# make test    the tests                             make bench  the benchmarks
+# make test-browser, make test-all                   make clean  remove .venv
+
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_ARGS ?=
+
+.PHONY: demo test lint bench test-browser test-all clean
+
+demo: $(VENV)/.serve
+	$(BIN)/simclr app $(DEMO_ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/student.py
+
+# needs Debian's chromium (apt-get install chromium fonts-dejavu-core)
+test-browser: $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser
+
+test-all: $(VENV)/.browser
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+$(VENV)/.pip:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+	@touch $@
+
+# enough to serve: no torch
+$(VENV)/.serve: $(VENV)/.pip pyproject.toml
+	$(PIP) install --quiet --group serve
+	$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(PIP) install --quiet --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) install --quiet --group lint
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test
+	$(PIP) install --quiet --group browser
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
