@@ -97,7 +97,8 @@ def build(engine: Engine, *, examples: Sequence[Path] = (), example_credit: str 
         except ValueError as error:
             raise _refusal(error) from None
         shown = [(Image.open(io.BytesIO(hit.thumbnail)), _caption(hit)) for hit in hits]
-        found = [{"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id} for hit in hits]
+        # not "path": gradio_client takes that for a file to download
+        found = [{"file": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id} for hit in hits]
         return shown, found, ""
 
     def embed(picture: str | None) -> list[float]:

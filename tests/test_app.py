@@ -150,7 +150,7 @@ def test_search(client: Any, served: Served) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = dict(zip(paths, vectors @ vectors[paths.index(picture)], strict=True))
     wanted = sorted(cosines, key=lambda path: -cosines[path])[:4]
-    assert [served.gallery / hit["path"] for hit in found] == wanted
+    assert [served.gallery / hit["file"] for hit in found] == wanted
     np.testing.assert_allclose([hit["score"] for hit in found], [cosines[path] for path in wanted], atol=1e-5)
     assert found[0]["label"] == "kind <b>2"
     assert len(shown) == 4

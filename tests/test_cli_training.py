@@ -7,6 +7,7 @@ import pytest
 
 import zoo
 from training import cli
+from zoo.console import run_command
 
 
 def run(*arguments: object) -> int:
@@ -28,7 +29,7 @@ def test_recipe_with_overrides(image_folder: Path, tmp_path: Path, capsys: pytes
     assert run("quick_distill", *distilling) == 0
     assert "Student: " in capsys.readouterr().out
     student = tmp_path / "c" / "model.safetensors"
-    assert cli.run_command(cli.evaluate, [str(student), "--images", str(image_folder), "--json"], name="x") == 0
+    assert run_command(cli.evaluate, [str(student), "--images", str(image_folder), "--json"], name="x") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 36
     assert found["interval"][0] <= found["top1"] <= found["interval"][1]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from safetensors import SafetensorError
 
 import zoo
 from training import checkpoint, data, evaluate, pipeline, runs
 from training.loop import DivergedError, InterruptedRunError, memory_format, pick_device, pick_precision
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
+from zoo import weights
 
 SMALL = {"model": TINY, "image_size": 48, "batch_size": 12, "workers": 0, "precision": "fp32"}
 PRETRAIN = PretrainRecipe(**SMALL, epochs=3, warmup_epochs=1, temperature=0.5, weight_decay=1e-3)
@@ -141,15 +143,15 @@ def test_a_full_disk_loses_no_finished_checkpoint(tmp_path: Path, monkeypatch: p
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step=step, model=model, optimizer=optimizer, identity="x")
-    write = checkpoint.save_file
+    real = weights.save_tensors
 
     def full(tensors: dict, path: Path, metadata: dict) -> None:
-        write(tensors, path, metadata=metadata)
+        real(tensors, path, metadata=metadata)
         os.truncate(path, 1000)
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(weights, "save_tensors", full)
+    with pytest.raises(OSError, match=r"step_00000004\.safetensors cannot be written: .*No space left"):
         checkpoint.save(tmp_path, step=4, model=model, optimizer=optimizer, identity="x")
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002.safetensors", "step_00000003.safetensors"]
     os.truncate(tmp_path / "step_00000003.safetensors", 500)  # the newest damaged: the one before is used

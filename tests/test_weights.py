@@ -196,3 +196,22 @@ def test_convert_resolves_after_a_bare_import() -> None:
     code = "import sys, zoo; assert 'torch' not in sys.modules; print(zoo.convert.tensorflow_state_dict.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "tensorflow_state_dict"
+
+
+FULL = """
+import resource, sys, zoo
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    zoo.save_file(zoo.create(zoo.Spec(18, 1 / 16)), sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits there")
+def test_a_file_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path} cannot be written: ")
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.files import written_whole
+from zoo.weights import write_tensors
 
 KEEP = 2  # the newest is enough to resume; one older in case the disk damages it
 
@@ -30,8 +29,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
                 tensors[f"optimizer/{name}/{key}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     path = path_of(folder, step)
-    with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": json.dumps(step), "identity": identity})
+    write_tensors(tensors, path, metadata={"step": json.dumps(step), "identity": identity})
     for old in all_of(folder)[:-KEEP]:
         old.unlink(missing_ok=True)
     return path

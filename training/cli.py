@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from training.recipes import RECIPES, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe, recipe
+from zoo.console import run_command
 from zoo.registry import SpecLike
 from zoo.registry import spec as find_spec
 
@@ -205,26 +206,5 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run_command(stage, ["--recipe", *given], name=f"python -m training {given[0]}")
-
-
-def run_command(command: click.Command, arguments: list[str], *, name: str) -> int:
-    """Run a command; a user's mistake is one line and status 2, Ctrl-C is 130."""
-    from training.loop import InterruptedRunError
-
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    try:
-        command.main(arguments, prog_name=name, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except InterruptedRunError as stop:
-        print(f"{stop} Go on with --resume.", file=sys.stderr)
-        return 130
-    except (KeyboardInterrupt, click.Abort):
-        print("Stopped.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(stage, ["--recipe", *given], name=f"python -m training {given[0]}")

@@ -31,7 +31,7 @@ class Stage(Protocol):
     def __call__(self, batch: dict[str, Tensor], /) -> Any: ...
 
 
-class InterruptedRunError(Exception):
+class InterruptedRunError(KeyboardInterrupt):
     """Ctrl-C or SIGTERM: the checkpoint named in the message is on disk."""
 
 
@@ -153,7 +153,8 @@ def train(
                 path, saved, last_save = save(done), done, time.monotonic()
                 draw_curve(log, plan.out / "curve.png", plan.title)
                 if asked:
-                    raise InterruptedRunError(f"Stopped after step {done} of {plan.total_steps}; checkpoint: {path}.")
+                    where = f"Stopped after step {done} of {plan.total_steps}; checkpoint: {path}."
+                    raise InterruptedRunError(f"{where} Go on with --resume.")
     if saved != done or done == start:
         save(done)
     draw_curve(log, plan.out / "curve.png", plan.title)

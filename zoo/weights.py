@@ -11,6 +11,7 @@ import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as save_tensors
+from torch import Tensor
 
 from zoo.files import written_whole
 from zoo.registry import BUNDLED, CLASSIFY_FROM, Spec, SpecLike, list_weights, suggest
@@ -79,8 +80,16 @@ def save_file(model: SimCLR, path: str | Path, *, dtype: torch.dtype | None = No
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    with written_whole(path) as temporary:
-        save_tensors(state, temporary, metadata={"format": "pt", HEADER: json.dumps(describe(model), sort_keys=True)})
+    write_tensors(state, path, metadata={"format": "pt", HEADER: json.dumps(describe(model), sort_keys=True)})
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str | Path, *, metadata: dict[str, str]) -> None:
+    """One safetensors file, whole or not at all. Raises OSError, naming the file, if it cannot be written."""
+    try:
+        with written_whole(path) as temporary:
+            save_tensors(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
+        raise OSError(f"{path} cannot be written: {error}") from None
 
 
 def load_file(path: str | Path, *, device: str | torch.device = "cpu") -> SimCLR:

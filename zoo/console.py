@@ -1,0 +1,28 @@
+"""Commands that end politely: a user's mistake is one line and status 2, Ctrl-C is status 130."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+
+def run_command(command: click.Command, arguments: Sequence[str], *, name: str) -> int:
+    """Run a command line and return the exit status. Only errors that are nobody's mistake leave a traceback."""
+    try:
+        return int(command.main(list(arguments), prog_name=name, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:  # a training run says where its checkpoint is
+        print(stop or "Stopped.", file=sys.stderr)
+        return 130
+    except click.Abort:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away: not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
