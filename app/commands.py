@@ -3,33 +3,33 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
+import click
+
+PATH = click.Path(path_type=Path)
 
 
-def app(
-    model: Annotated[Path | None, typer.Option(help="An exported student; the bundled one unless given.")] = None,
-    gallery: Annotated[
-        Path | None, typer.Option(help="A folder of pictures to search; drawn ones unless given.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 unless given.")] = None,
-    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
-) -> None:
+@click.command()
+@click.option("--model", type=PATH, help="An exported student; the bundled one unless given.")
+@click.option("--gallery", type=PATH, help="A folder of pictures to search; drawn ones unless given.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
+@click.option("--port", type=int, help="The first free one from 7860 unless given.")
+@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
+def app(model: Path | None, gallery: Path | None, host: str, port: int | None, browser: bool) -> None:
     """Serve the page: classify pictures and search a gallery. Nothing leaves this machine."""
     from app.serve import serve
 
     serve(model, gallery, host=host, port=port, browser=browser)
 
 
-def classify(
-    model: Annotated[Path, typer.Argument(help="An exported model (.onnx).")],
-    paths: Annotated[list[Path], typer.Argument(help="Picture files, or folders of them.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 5,
-) -> None:
-    """Classify picture files with an exported model.
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("paths", type=PATH, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
+def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int) -> int:
+    """Classify picture files, or folders of them, with MODEL, an exported .onnx file.
 
     Files that cannot be read are named on the error output and skipped; the exit status is then 1.
     """
@@ -60,15 +60,17 @@ def classify(
             print(f"{file}: {'none likely; ' if none_likely else ''}{named}", flush=True)
     if skipped:
         print(f"{skipped} of {len(files)} files skipped.", file=sys.stderr)
-        raise SystemExit(1)
+    return 1 if skipped else 0
 
 
-def export(
-    model: Annotated[Path, typer.Argument(help="A model of this project (.safetensors).")],
-    out: Annotated[Path, typer.Argument(help="The ONNX file to write.")],
-    weights: Annotated[Literal["fp32", "fp16"], typer.Option(help="fp16 halves the file.")] = "fp32",
-) -> None:
-    """Write a trained model as one ONNX file, checked against torch."""
+@click.command()
+@click.argument("model", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 halves OUT."
+)
+def export(model: Path, out: Path, weights: Literal["fp32", "fp16"]) -> None:
+    """Write MODEL, a .safetensors file of this project, as one ONNX file, checked against torch."""
     from export.graph import to_onnx
     from zoo.weights import load_file
 
@@ -76,8 +78,10 @@ def export(
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-def list_models(pattern: Annotated[str, typer.Argument(help="A shell pattern, such as 'r50_*'.")] = "*") -> None:
-    """List the models of the zoo: backbone parameters, ImageNet top-1 (paper: Table 1), weights."""
+@click.command()
+@click.argument("pattern", default="*")
+def list_models(pattern: str) -> None:
+    """The models of the zoo that match a shell PATTERN: parameters, ImageNet top-1 (paper: Table 1), weights."""
     from zoo import registry
 
     names = registry.list_models(pattern)

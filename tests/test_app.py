@@ -321,7 +321,7 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve, "serve", interrupted)
-    assert run("app", capsys=capsys) == (130, "", "")
+    assert run("app", capsys=capsys) == (130, "", "Stopped.\n")
 
 
 def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
