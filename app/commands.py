@@ -1,6 +1,8 @@
 """The commands that serve and export; what they need is imported when they run."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Literal
@@ -20,7 +22,15 @@ def app(model: Path | None, gallery: Path | None, host: str, port: int | None, b
     """Serve the page: classify pictures and search a gallery. Nothing leaves this machine."""
     from app.serve import serve
 
-    serve(model, gallery, host=host, port=port, browser=browser)
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        serve(model, gallery, host=host, port=port, browser=browser)
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        os._exit(130)  # all is closed; threads that hold connections of open pages would keep Python waiting
 
 
 @click.command()

@@ -5,7 +5,6 @@ import os
 import socket
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,9 +41,8 @@ def serve(
             index, report = open_gallery(gallery, onnx)
             ui = page_module.result()
         print(_told(report, index.count()), file=sys.stderr)
-        page = None
         try:
-            page = launch(ui, Engine(onnx, index), Path(folder), host=host, port=port, browser=browser)
+            launch(ui, Engine(onnx, index), Path(folder), host=host, port=port, browser=browser)
             shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
             address = f"[{shown}]" if ":" in shown else shown
             print(
@@ -53,10 +51,9 @@ def serve(
             )
             if host not in ("127.0.0.1", "localhost", "::1"):
                 print("Other machines can reach this page; there is no password.", file=sys.stderr)
-            threading.Event().wait()
+            while True:
+                time.sleep(3600)  # unlike waiting for an event, Ctrl-C ends this on Windows too
         finally:
-            if page is not None:
-                page.close(verbose=False)
             index.close()
 
 
