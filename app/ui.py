@@ -169,14 +169,17 @@ def build(engine: Engine, *, examples: Sequence[Path] = (), example_credit: str 
         model_work: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 2, "show_progress": "minimal"}
         changed: Any = picture.change
         if classifies:
-            changed = changed(
+            classified = changed(
                 classify,
                 [picture],
                 [label, verdict],
                 api_name="classify",
                 api_description="The five most probable classes of a picture.",
                 **model_work,
-            ).success
+            )
+            # What cannot be shown is taken away: the message stays.
+            classified.failure(lambda: None, None, [picture], queue=False, api_visibility="private")
+            changed = classified.success
         if searches:
             outputs = [gallery, found, note]
             changed(

@@ -317,11 +317,11 @@ def test_mistakes_get_one_line(arguments: list[str], said: str, capsys: pytest.C
 
 
 def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(*arguments: object, **options: object) -> None:
+    def interrupted(pattern: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serve, "serve", interrupted)
-    assert run("app", capsys=capsys) == (130, "", "Stopped.\n")
+    monkeypatch.setattr(zoo.registry, "list_models", interrupted)
+    assert run("list", capsys=capsys) == (130, "", "Stopped.\n")
 
 
 def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

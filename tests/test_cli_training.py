@@ -48,6 +48,10 @@ def test_recipe_with_overrides(image_folder: Path, tmp_path: Path, capsys: pytes
         (["quick_finetune", "--images", "{}/images", "--out", "{}/o", "--from", "{}/no.safetensors"], "no such file"),
         (["quick_finetune", "--images", "{}/images", "--out", "{}/o", "--labels", "{}/bad.csv"], "no column 'label'"),
         (["quick_distill", "--images", "{}/images", "--out", "{}/o", "--teacher", "r18_2x"], "Unknown weights"),
+        (
+            ["quick_distill", "--images", "{}/images", "--out", "{}/o", "--teacher", "r18_1x:best"],
+            "imagenette_distilled",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

@@ -133,6 +133,9 @@ def finetune(
 
     few = _labelled(images, labels, label_share, label_seed)
     model = load_model(source) if source and not chosen.from_scratch else None
+    wanted = overrides["model"]
+    if model is not None and wanted is not None and find_spec(wanted) != model.spec:
+        raise ValueError(f"--model {wanted}, but {source} is a {model.spec.name}; leave --model out.")
     runs.finetune(chosen, few, model, out=out, device=device, resume=resume)
     click.echo(f"Fine-tuned model ({len(few)} labels): {out / runs.MODEL_FILE}")
 

@@ -18,7 +18,7 @@ from training import schedule
 from training.augment import Augmentation
 from training.data import ImageSet, TrainingBatches
 from training.lars import LARS
-from training.loop import Plan, Stage, pick_device, pick_precision, train, write_config
+from training.loop import Plan, pick_device, pick_precision, train, write_config
 from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
 from training.stages import Distill, Finetune, Pretrain
 from zoo.simclr import SimCLR
@@ -49,7 +49,8 @@ def finetune(
     device: str = "auto",
     resume: bool = False,
 ) -> SimCLR:
-    """Stage 2 on the labelled ``images``, from a pretrained model, or from random values if the recipe says so.
+    """Stage 2 on the labelled ``images``, from a pretrained model (its architecture counts, not the recipe's), or from
+    random values if the recipe says so.
 
     Raises ValueError for images without labels, fewer than two classes, or a model that does not fit the recipe.
     """
@@ -63,8 +64,10 @@ def finetune(
         raise ValueError(
             f"Fine-tuning needs at least two classes; there is only {', '.join(images.classes) or 'none'}."
         )
+    if pretrained is not None:
+        recipe = dataclasses.replace(recipe, model=pretrained.spec.name if pretrained.spec.facts else pretrained.spec)
     model = create(
-        recipe.model if pretrained is None else pretrained.spec,
+        recipe.model,
         num_classes=len(images.classes),
         image_size=recipe.image_size,
         classify_from=recipe.classify_from,
@@ -196,13 +199,13 @@ def _some(paths: list[Path]) -> str:
     return ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
 
 
-def _config(recipe: AnyRecipe, stage: Stage, images: ImageSet) -> dict[str, Any]:
+def _config(recipe: AnyRecipe, stage: nn.Module, images: ImageSet) -> dict[str, Any]:
     settings = dataclasses.asdict(recipe)
     listing = hashlib.sha256("\n".join(path.name for path in images.paths).encode())
     if images.labels is not None:
         listing.update(images.labels.tobytes())
     initial = hashlib.sha256()
-    for tensor in stage.model.state_dict().values():
+    for tensor in stage.state_dict().values():  # with the teacher, if there is one
         initial.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     same = {key: value for key, value in settings.items() if key not in _SAME_RESULT}
     same |= {"stage": type(stage).__name__, "image_list": listing.hexdigest(), "initial": initial.hexdigest()}
