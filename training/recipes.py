@@ -174,7 +174,7 @@ RECIPES: dict[str, AnyRecipe] = {
         note=_IMAGENETTE,
     ),
     "imagenette_finetune": FinetuneRecipe(
-        model="r18_1x", image_size=64, batch_size=128, epochs=45, learning_rate=0.1, note=_IMAGENETTE
+        model="r18_1x", image_size=64, batch_size=128, epochs=30, learning_rate=0.03, note=_IMAGENETTE
     ),
     "imagenette_distill": DistillRecipe(
         model="r18_1x",
