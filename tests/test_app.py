@@ -154,7 +154,9 @@ def test_search(client: Any, served: Served) -> None:
     np.testing.assert_allclose([hit["score"] for hit in found], [cosines[path] for path in wanted], atol=1e-5)
     assert found[0]["label"] == "kind <b>2"
     assert len(shown) == 4
-    assert len(client.predict(handle(picture), 10**9, api_name="/search")[1]) == 9
+    assert len(client.predict(handle(picture), 9, api_name="/search")[1]) == 9
+    with pytest.raises(Exception, match="greater than maximum value 9"):
+        client.predict(handle(picture), 10**9, api_name="/search")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -321,7 +323,8 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         raise KeyboardInterrupt
 
     monkeypatch.setattr(zoo.registry, "list_models", interrupted)
-    assert run("list", capsys=capsys) == (130, "", "Stopped.\n")
+    code, out, err = run("list", capsys=capsys)
+    assert (code, out, err.strip()) == (130, "", "Stopped.")
 
 
 def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
