@@ -76,9 +76,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         raise ValueError(f"Unknown precision {name!r}. Choose from: auto, fp32, bf16.")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # private: it may go
+    return torch.bfloat16 if device.type == "cpu" and has_bf16() else torch.float32
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
