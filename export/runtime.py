@@ -140,6 +140,7 @@ def _session(
         raise ValueError(f"Unknown onnxruntime provider {unknown[0]!r}. Choose from: {', '.join(known)}.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores free
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
