@@ -74,7 +74,7 @@ def test_classify_and_search(browser: Any, served: Served, tmp_path: Path, name:
     page.get_by_label("Remove Image").click()
     page.locator("#verdict .hint").wait_for()
     page.locator("#picture input[type=file]").first.set_input_files(bad)
-    page.get_by_text("text.jpg: not a picture in a known format").first.wait_for()
+    page.get_by_text("text.jpg: not an image in a known format").first.wait_for()
     page.locator("#verdict .hint").wait_for()  # the page is as it was without a picture
     keep(page, f"refused_{name}")
     page.locator("#examples button, #left .gallery-item").nth(4).click()

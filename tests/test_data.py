@@ -78,7 +78,7 @@ def test_folders_without_images_are_refused(tmp_path):
         data.from_class_folders(tmp_path)
 
 
-@pytest.mark.parametrize(("labels", "length"), [([0, 3], 2), ([0, -1], 2), ([0], 2)])
+@pytest.mark.parametrize(("labels", "length"), [([0, 3], 2), ([0, -2], 2), ([0], 2)])
 def test_labels_must_fit(labels, length):
     with pytest.raises(ValueError, match="Labels"):
         ImageSet((Path("a"),) * length, np.array(labels), ("x", "y"))
@@ -278,3 +278,11 @@ def test_evaluation_is_preprocess_in_order(images, workers):
 def test_small_models_name_the_image_of_another_size(images):
     with pytest.raises(ValueError, match=r"00\.png: .*exactly that size"):
         next(data.evaluation_batches(images, size=32))
+
+
+def test_labels_of_some_images_among_all(tmp_path):
+    paths = tuple(tmp_path / f"{k}.png" for k in range(4))
+    few = data.ImageSet(tuple(tmp_path / "x" / ".." / f"{k}.png" for k in (2, 0)), np.array([1, 0]), ("a", "b"))
+    merged = data.with_labels(data.ImageSet(paths), few)
+    assert merged.labels.tolist() == [0, -1, 1, -1]
+    assert merged.classes == ("a", "b")

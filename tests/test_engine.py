@@ -109,9 +109,9 @@ def test_upright(tmp_path: Path) -> None:
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 BAD = {
-    "zero.jpg": (b"", "not a picture in a known format"),
-    "text.jpg": (b"hello, I am text", "not a picture in a known format"),
-    "script.jpg": (EPS, "not a picture in a known format"),  # its reader would start Ghostscript
+    "zero.jpg": (b"", "not an image in a known format"),
+    "text.jpg": (b"hello, I am text", "not an image in a known format"),
+    "script.jpg": (EPS, "not an image in a known format"),  # its reader would start Ghostscript
     "cut.png": (encoded("RGB", "PNG")[:90], "cannot be read"),
     "cut.jpg": (encoded("RGB", "JPEG", quality=95)[:400], "cannot be read"),
     "cut.gif": (encoded("P", "GIF")[:30], "cannot be read|known format"),

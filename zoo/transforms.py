@@ -1,14 +1,17 @@
 """Images in, arrays out: reading pictures safely and the authors' evaluation transform, in numpy."""
 
+import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray"
 
 MAX_PIXELS = 100_000_000  # a 100-megapixel picture decodes to 300 MB; beyond that it is a mistake or an attack
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO")  # none whose reader starts other programs
 CROP_FRACTION = 0.875  # of the shorter side (code: data_util.py, CROP_PROPORTION)
 _TABLE = 1024  # TensorFlow looks cubic weights up at multiples of 1/1024
 _CUBIC_A = -0.75
@@ -20,8 +23,8 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Files are turned upright as their EXIF orientation says; every mode becomes RGB (16-bit greys are scaled,
     transparency is laid on white).
 
-    Raises ValueError, in one line, for what cannot be read, is truncated, or has more than ``max_pixels`` pixels
-    (checked from the header, before anything is decoded).
+    Raises ValueError, in one line, for what cannot be read, is truncated, is in none of ``FORMATS``, or has more than
+    ``max_pixels`` pixels (checked from the header, before anything is decoded).
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -32,19 +35,37 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if isinstance(image, Image.Image):
         return np.asarray(_to_rgb(image))
     try:
-        with Image.open(image) as opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels are counted next
+            opened = Image.open(image, formats=_formats())
+        with opened:
             width, height = opened.size
             if width * height > max_pixels:
-                raise ValueError(
-                    f"{image}: {width} x {height} pixels is more than the {max_pixels:,} allowed; make it smaller."
+                raise _TooLargeError(
+                    f"{width} x {height} pixels is more than the {max_pixels:,} allowed; make it smaller."
                 )
-            opened.draft("RGB", None)  # let the JPEG decoder do the colour conversion; pixels are unchanged
             return np.asarray(_to_rgb(opened))
     except FileNotFoundError:
         raise ValueError(f"{image}: no such file.") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError, IndexError, TypeError) as error:
-        reason = "not an image in a known format" if "cannot identify" in str(error) else str(error)
+    except UnidentifiedImageError:
+        raise ValueError(f"{image}: not an image in a known format ({', '.join(_formats())}).") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{image}: more than the {max_pixels:,} pixels allowed; make it smaller.") from None
+    except _TooLargeError as error:
+        raise ValueError(f"{image}: {error}") from None
+    except Exception as error:  # decoders raise many things on damaged files
+        reason = str(error) if isinstance(error, OSError) else type(error).__name__
         raise ValueError(f"{image}: cannot be read as an image ({reason}).") from None
+
+
+class _TooLargeError(Exception):
+    """More pixels than allowed."""
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
