@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,10 +50,21 @@ def onnx_score(path: Path, images: data.ImageSet) -> evaluate.Score:
     return evaluate.score(torch.from_numpy(answers), images.labels)
 
 
-def shown(score: evaluate.Score) -> dict[str, float | int]:
+def shown(score: evaluate.Score) -> dict[str, float | int | str]:
     low, high = score.interval
-    rounded = {"top1": score.top1, "top1_low": low, "top1_high": high, "top5": score.top5}
-    return {name: round(value, 4) for name, value in rounded.items()} | {"images": score.images}
+    return {
+        "top1": round(score.top1, 4),
+        "interval_95": f"{low:.1%} to {high:.1%}",
+        "top5": round(score.top5, 4),
+        "images": score.images,
+    }
+
+
+def told(recipe: dict[str, Any]) -> str:
+    """A recipe in a line: what is not zero, off, or the same in all of them."""
+    left_out = ("note", "model", "workers", "precision", "momentum", "image_size")
+    kept = {name: value for name, value in recipe.items() if name not in left_out and (value or name == "seed")}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in kept.items())
 
 
 def main() -> None:
@@ -78,7 +90,7 @@ def main() -> None:
         "weights": "imagenette_distilled",
         "data": f"Imagenette: {len(train)} images without labels, {len(few)} of them (10 %) with; from ImageNet",
         "licence": "Apache-2.0; the training images are ImageNet's, for non-commercial research: see NOTICE",
-        "recipe": {stage: models[stage].facts["recipe"] for stage in STAGES},
+        "recipe": {stage: told(models[stage].facts["recipe"]) for stage in STAGES},
         "synsets": list(WORDS),
     } | {name: shown(score) for name, score in figures.items()}
 

@@ -297,7 +297,7 @@ def test_classify_command(served: Served, capsys: pytest.CaptureFixture[str]) ->
     )
     assert code == 1
     assert out.count("\n") == 1
-    assert "broken.jpg: cannot be read" in err
+    assert "broken.jpg: not an image in a known format" in err
     assert "1 of 2 files skipped" in err
 
 
