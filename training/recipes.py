@@ -174,7 +174,16 @@ RECIPES: dict[str, AnyRecipe] = {
         note=_IMAGENETTE,
     ),
     "imagenette_finetune": FinetuneRecipe(
-        model="r18_1x", image_size=64, batch_size=128, epochs=30, learning_rate=0.03, note=_IMAGENETTE
+        model="r18_1x",
+        image_size=64,
+        batch_size=64,
+        epochs=50,
+        warmup_epochs=2,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        note="The schedule of imagenette_supervised. " + _IMAGENETTE,
     ),
     "imagenette_distill": DistillRecipe(
         model="r18_1x",
