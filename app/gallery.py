@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 from PIL import Image
 from tqdm import tqdm
 
 from app.index import FileState, GalleryIndex, Record, open_index
 from app.pictures import drawn_folder
 from export.runtime import CHUNK, OnnxModel
+from zoo.files import cache_dir
 from zoo.transforms import preprocess, read_image
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
@@ -29,11 +29,6 @@ class Report(NamedTuple):
     unchanged: int
     gone: int
     unreadable: dict[str, str]  # path -> reason, in one line
-
-
-def cache_dir() -> Path:
-    """Where galleries and drawn pictures are kept: ``SIMCLR_CACHE``, else the platform's cache folder."""
-    return Path(os.environ.get("SIMCLR_CACHE") or platformdirs.user_cache_path("simclrv2", appauthor=False))
 
 
 def index_path(folder: Path, fingerprint: str) -> Path:

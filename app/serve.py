@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from app.engine import Engine, bundled_student
-from app.gallery import cache_dir, open_gallery
+from app.gallery import open_gallery
 from app.pictures import DRAWN, drawn_folder
 from export.runtime import OnnxModel
+from zoo.files import cache_dir
 
 FIRST_PORT, PORTS = 7860, 100
 

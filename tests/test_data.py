@@ -190,6 +190,7 @@ def test_workers_change_nothing(images, workers):
 
 def test_what_goes_to_the_workers_can_be_spawned(images):
     made = TrainingBatches(images, batch_size=3, augmentation=PRETRAINING, views=1, seed=5)
+    # Our own objects, never a file: this is how multiprocessing sends them to a spawned worker.
     steps, *_ = pickle.loads(pickle.dumps((made._steps, data._start_worker, data._as_is)))
     assert torch.equal(steps[2][0]["view0"], made._steps[2][0]["view0"])
 

@@ -98,6 +98,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert equal(go("cut", resume=True), whole)  # nothing is left to do
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python 3.12 and later
 def test_workers_change_nothing(image_folder: Path, tmp_path: Path) -> None:
     images = data.from_folder(image_folder)
     recipes = [dataclasses.replace(PRETRAIN, epochs=1, warmup_epochs=0, workers=n) for n in (0, 2)]

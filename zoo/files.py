@@ -1,10 +1,17 @@
-"""Files appear whole or not at all: written aside, synced, renamed."""
+"""Where files are kept, and how they appear: whole or not at all; written aside, synced, renamed."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import platformdirs
+
+
+def cache_dir() -> Path:
+    """Where weights, galleries and drawn pictures are kept: ``SIMCLR_CACHE``, else the platform's cache folder."""
+    return Path(os.environ.get("SIMCLR_CACHE") or platformdirs.user_cache_path("simclrv2", appauthor=False))
 
 
 @contextmanager

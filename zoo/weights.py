@@ -2,18 +2,16 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from zoo.files import written_whole
+from zoo.files import cache_dir, written_whole
 from zoo.registry import BUNDLED, CLASSIFY_FROM, Spec, SpecLike, list_weights, suggest
 from zoo.registry import spec as find_spec
 from zoo.simclr import SimCLR, initialise_model
@@ -130,11 +128,6 @@ def _empty_model(header: dict[str, Any]) -> SimCLR:
     model.classes = tuple(map(str, header.get("classes", ())))
     model.facts = dict(header.get("facts", {}))
     return model
-
-
-def cache_dir() -> Path:
-    """Where weights are kept: ``SIMCLR_CACHE``, else the platform's cache folder."""
-    return Path(os.environ.get("SIMCLR_CACHE") or platformdirs.user_cache_path("simclrv2", appauthor=False))
 
 
 def _bundled(name: str, weights: str) -> Path:
