@@ -20,6 +20,12 @@ COMMANDS = {  # name -> where it lives, its line in `simclr --help`
     "export": ("app.commands:export", "Write a trained model as one ONNX file."),
     "classify": ("app.commands:classify", "Classify picture files with an exported model."),
     "list": ("app.commands:list_models", "List the models of the zoo."),
+    "pull": ("zoo.cli:pull", "Fetch weights into the cache."),
+    "convert": ("zoo.cli:convert", "Convert a TensorFlow checkpoint, or a pickle, to safetensors."),
+    "verify": ("zoo.cli:verify", "Verify model files: hash, tensors, outputs."),
+    "bundle": ("zoo.cli:bundle", "Make a folder of weights that works with no network."),
+    "lock": ("zoo.cli:lock", "Show or forget the recorded SHA-256 of weights."),
+    "push": ("zoo.cli:push", "Push a model, its card and its ONNX file to the Hugging Face Hub."),
 }
 
 

@@ -82,7 +82,7 @@ def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int) -> i
 def export(model: Path, out: Path, weights: Literal["fp32", "fp16"]) -> None:
     """Write MODEL, a .safetensors file of this project, as one ONNX file, checked against torch."""
     from export.graph import to_onnx
-    from zoo.weights import load_file
+    from zoo.model_file import load_file
 
     path = to_onnx(load_file(model), out, weights=weights)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

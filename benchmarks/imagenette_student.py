@@ -25,7 +25,7 @@ import export
 import zoo
 from app.engine import BUNDLED
 from training import data, evaluate
-from zoo.weights import BUNDLED_FOLDER
+from zoo.sources import BUNDLED_FOLDER
 
 WORDS = {
     "n01440764": "tench",

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from export.runtime import FORMAT
 from zoo.files import written_whole
+from zoo.model_file import weights_sha256
 from zoo.resnet import BatchNorm, ConvNorm
 from zoo.simclr import ProjectionLayer, SimCLR
 
@@ -200,20 +200,6 @@ def _store_half(proto: onnx.ModelProto) -> None:
     kept = [value for value in proto.graph.value_info if value.name not in stale]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(kept)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of a state dict: for each name, sorted, the line ``name dtype shape`` and the little-endian bytes.
-
-    For example ``classifier.bias float32 10`` or ``backbone.stem.layers.0.conv.weight float32 64,3,7,7``, each followed
-    by a newline and then the values in row-major order.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        array = np.ascontiguousarray(tensor.detach().cpu().numpy())
-        digest.update(f"{name} {array.dtype} {','.join(map(str, array.shape))}\n".encode())
-        digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
 
 
 def metadata(model: SimCLR, weights: Weights) -> dict[str, str]:

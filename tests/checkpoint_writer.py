@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.convert import TENSORFLOW
+from zoo.simclr import SimCLR
 from zoo.tf_checkpoint import masked_crc32c, shard_path
 
 NUMBERS = {"<f4": 1, "<f8": 2, "<i4": 3, "|u1": 4, "<i2": 5, "|i1": 6, "<i8": 9, "|b1": 10, "<u2": 17, "<f2": 19}
@@ -90,3 +92,17 @@ def write_checkpoint(
                 offset += array.nbytes
     Path(f"{prefix}.index").write_bytes(table(sorted(rows), block_rows=block_rows))
     return prefix
+
+
+def published_shapes(model: SimCLR, *, memory: int = 64) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all that a published pretrained checkpoint of ``model`` holds: three times what is wanted."""
+    state = model.state_dict()
+    wanted = {theirs: TENSORFLOW.their_shape(tuple(state[ours].shape)) for ours, theirs in TENSORFLOW.names(model)}
+    trained = {name: shape for name, shape in wanted.items() if "/moving_" not in name}
+    averaged = {name: shape for name, shape in wanted.items() if not name.startswith("head_supervised/")}
+    return (
+        wanted
+        | {f"{name}/Momentum": shape for name, shape in trained.items()}
+        | {f"ema_model/{name}": shape for name, shape in averaged.items()}
+        | {"memory": (memory, 128), "global_step": ()}
+    )

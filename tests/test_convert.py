@@ -122,7 +122,7 @@ def test_source_without_heads() -> None:
     [
         ({"base_model/conv2d_99/kernel": (1, 1, 4, 4)}, "unknown base_model/conv2d_99/kernel"),
         ({"something": (3,)}, "unknown something"),
-        ({"base_model/conv2d/kernel": (7, 7, 3, 4)}, r"base_model/conv2d/kernel \(7, 7, 3, 4\)"),
+        ({"base_model/conv2d/kernel": (7, 7, 3, 4)}, r"base_model/conv2d/kernel is \(7, 7, 3, 4\), not \(3, 3, 3, 2\)"),
         ({"base_model/batch_normalization_3/gamma": None}, "missing base_model/batch_normalization_3/gamma"),
     ],
 )

@@ -1,10 +1,13 @@
 """The table of architectures."""
 
+import hashlib
+
 import pytest
 import torch
 
 import zoo
-from zoo.registry import PUBLISHED_MODELS, TABLE
+from zoo.registry import BUNDLED, CATEGORIES, TABLE, paper_top1
+from zoo.sources import BUNDLED_FOLDER
 from zoo.simclr import SimCLR
 
 PAPER_MILLIONS = {  # paper, Table 1, and the authors' code for the rest
@@ -29,7 +32,26 @@ def test_every_width_depth_and_sk_is_registered() -> None:
     expected = {f"r{d}_{w}x{sk}" for d in (50, 101, 152) for w in (1, 2, 3) for sk in ("", "_sk")}
     assert expected < set(zoo.list_models())
     assert set(zoo.list_models()) - expected == {"r18_1x", "r18_2x", "r34_1x", "r200_1x", "r50_4x"}
-    assert len(PUBLISHED_MODELS) == 13
+
+
+def test_the_published_combinations() -> None:
+    published = [(name, weights) for name in zoo.list_models() for weights in zoo.list_weights(name)]
+    own = [key for key in published if key[1] not in CATEGORIES]
+    distilled = [key for key in published if key[1].startswith("distilled")]
+    assert len(published) - len(own) - len(distilled) == 65
+    assert own == list(BUNDLED)
+    assert {name for name, _ in distilled} == {"r50_1x", "r50_2x_sk", "r152_3x_sk"}
+    assert len(distilled) == 6
+    assert all(paper_top1(*key) for key in published if key not in own)
+    assert paper_top1("r50_1x", "pretrained") == 71.7
+    assert zoo.spec("r152_3x_sk").authors_name == "r152_3x_sk1"
+    assert zoo.spec("r50_2x").authors_name == "r50_2x_sk0"
+
+
+def test_bundled_hashes() -> None:
+    for (name, weights), sha256 in BUNDLED.items():
+        data = (BUNDLED_FOLDER / f"{name}.{weights}.safetensors").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == sha256
 
 
 def test_names_aliases_and_patterns() -> None:

@@ -16,7 +16,7 @@ import zoo
 from training import checkpoint, data, evaluate, pipeline, runs
 from training.loop import DivergedError, InterruptedRunError, memory_format, pick_device, pick_precision
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
-from zoo import weights
+from zoo import model_file
 
 SMALL = {"model": TINY, "image_size": 48, "batch_size": 12, "workers": 0, "precision": "fp32"}
 PRETRAIN = PretrainRecipe(**SMALL, epochs=3, warmup_epochs=1, temperature=0.5, weight_decay=1e-3)
@@ -144,14 +144,14 @@ def test_a_full_disk_loses_no_finished_checkpoint(tmp_path: Path, monkeypatch: p
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step=step, model=model, optimizer=optimizer, identity="x")
-    real = weights.save_tensors
+    real = model_file.save_tensors
 
     def full(tensors: dict, path: Path, metadata: dict) -> None:
         real(tensors, path, metadata=metadata)
         os.truncate(path, 1000)
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(weights, "save_tensors", full)
+    monkeypatch.setattr(model_file, "save_tensors", full)
     with pytest.raises(OSError, match=r"step_00000004\.safetensors cannot be written: .*No space left"):
         checkpoint.save(tmp_path, step=4, model=model, optimizer=optimizer, identity="x")
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002.safetensors", "step_00000003.safetensors"]

@@ -28,6 +28,8 @@ FOLDER = REFERENCE / "checkpoints"
 class Bytes:
     """A data file in memory that counts what is read."""
 
+    tries = 1
+
     def __init__(self, data: bytes) -> None:
         self.size, self.data, self.reads = len(data), np.frombuffer(data, np.uint8), 0
 

@@ -70,11 +70,18 @@ def test_missing_weights_say_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("SIMCLR_CACHE", str(tmp_path))
     with pytest.raises(zoo.WeightsNotFoundError) as caught:
         zoo.load("r152_3x_sk")
-    message = str(caught.value)
-    assert "bundled:" in message
-    assert "cache:" in message
-    assert str(tmp_path / "r152_3x_sk" / "pretrained.safetensors") in message
-    assert len(message.splitlines()) <= 5
+    first, bundled, cache, hub, bucket, way_out = str(caught.value).splitlines()
+    assert "'pretrained' of 'r152_3x_sk' were not found" in first
+    assert "bundled: not among" in bundled
+    assert f"cache: no file {tmp_path / 'r152_3x_sk' / 'pretrained' / 'model.safetensors'}" in cache
+    assert "Hub: skipped; SIMCLR_HUB_NAMESPACE" in hub
+    assert "authors' bucket: http://127.0.0.1:9/simclr-checkpoints/simclrv2/pretrained/r152_3x_sk1/" in bucket
+    assert "no connection" in bucket
+    assert "simclr convert" in way_out
+    for offline in ({"local_files_only": True}, {}):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "" if offline else "1")
+        with pytest.raises(zoo.WeightsNotFoundError, match="authors' bucket: skipped; offline"):
+            zoo.load("r152_3x_sk", **offline)
     with pytest.raises(ValueError, match="Did you mean 'finetuned_10pct'"):
         zoo.load("r50_1x", weights="ft_10pct")
     with pytest.raises(ValueError, match="None are published"):

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from zoo.weights import write_tensors
+from zoo.model_file import write_tensors
 
 KEEP = 2  # the newest is enough to resume; one older in case the disk damages it
 

@@ -21,10 +21,10 @@ from training.lars import LARS
 from training.loop import Plan, pick_device, pick_precision, train, write_config
 from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
 from training.stages import Distill, Finetune, Pretrain
+from zoo.model_file import MODEL_FILE, load_file, save_file
 from zoo.simclr import SimCLR
-from zoo.weights import create, load_file, save_file
+from zoo.weights import create
 
-MODEL_FILE = "model.safetensors"
 _SAME_RESULT = ("workers", "note")  # fields that do not change what is computed
 _log = logging.getLogger("simclrv2")
 

@@ -31,7 +31,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -43,8 +43,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system allows it (Windows does not open folders)."""
+def sync_folder(folder: Path) -> None:
+    """Make a rename itself durable, where the system allows it (Windows does not open folders)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""THE table: every architecture, its parameters and what the paper measured. Needs no torch."""
+"""THE tables: every architecture with its parameters and what the paper measured; every kind of weights. No torch."""
 
 import difflib
 import fnmatch
@@ -41,6 +41,11 @@ class Spec:
     def name(self) -> str:
         """The zoo's name: ``r152_3x_sk``; fractional widths are written out, ``r50_0.0625x``."""
         return f"r{self.depth}_{self.width:g}x{'_sk' if self.sk else ''}"
+
+    @property
+    def authors_name(self) -> str:
+        """The authors' own name: ``r152_3x_sk1``."""
+        return f"{self.name.removesuffix('_sk')}_sk{int(self.sk)}"
 
     @property
     def bottleneck(self) -> bool:
@@ -113,19 +118,28 @@ TABLE: dict[str, Row] = {
     )
 }
 
-PUBLISHED = ("pretrained", "finetuned_1pct", "finetuned_10pct", "finetuned_100pct", "supervised")
-PUBLISHED_MODELS = tuple(  # the 13 networks of the paper's Table 1
-    name for name, row in TABLE.items() if row.linear is not None
-)
-CLASSIFY_FROM = {  # which layer the classifier of published weights reads: 0 = features, 1 = projection layer 1
-    "pretrained": 0,
-    "finetuned_1pct": 1,
-    "finetuned_10pct": 1,
-    "finetuned_100pct": 0,
-    "supervised": 0,
+
+class Category(NamedTuple):
+    """One kind of weights the authors published: where they keep it, and what its classifier reads."""
+
+    folder: str  # in their bucket, under simclrv2/
+    step: int | None  # of the checkpoint; None: not known, the bucket is asked
+    classify_from: int  # 0 = features, 1 = projection layer 1
+    top1: str  # the column of the table that has its accuracy
+
+
+CATEGORIES: dict[str, Category] = {
+    "pretrained": Category("pretrained", 250228, 0, "linear"),
+    "finetuned_1pct": Category("finetuned_1pct", 751, 1, "finetuned_1pct"),
+    "finetuned_10pct": Category("finetuned_10pct", 3754, 1, "finetuned_10pct"),
+    "finetuned_100pct": Category("finetuned_100pct", 37535, 0, "finetuned_100pct"),
+    "supervised": Category("supervised", 28151, 0, "supervised"),
+    "distilled_1pct": Category("distill_1pct", None, 0, "distilled_1pct"),
+    "distilled_10pct": Category("distill_10pct", None, 0, "distilled_10pct"),
 }
-BUNDLED: dict[tuple[str, str], str] = {  # (name, weights) -> file name in zoo/bundled/
-    ("r18_1x", "imagenette_distilled"): "r18_1x.imagenette_distilled",
+EMA = "_ema"  # behind a category: the moving averages that the published files hold beside the weights
+BUNDLED: dict[tuple[str, str], str] = {  # (name, weights) -> SHA-256 of zoo/bundled/{name}.{weights}.safetensors
+    ("r18_1x", "imagenette_distilled"): "4a78d77fda8e446cf852f805868633ef4b1d80e2f09de3d6f86d0dba2dbc87e5",
 }
 
 
@@ -160,7 +174,17 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def list_weights(name: SpecLike) -> list[str]:
-    """Weights that exist for a model: those the authors published, and those bundled with this package."""
+    """Weights that exist for a model: those the authors published, and those bundled with this package.
+
+    Those the authors published can also be had as moving averages, with ``_ema`` behind the name: ``pretrained_ema``.
+    """
     wanted = spec(name).name
-    published = list(PUBLISHED) if wanted in PUBLISHED_MODELS else []
+    row = TABLE.get(wanted)
+    published = [weights for weights, category in CATEGORIES.items() if row and getattr(row, category.top1) is not None]
     return published + [weights for model, weights in BUNDLED if model == wanted]
+
+
+def paper_top1(name: SpecLike, category: str) -> float | None:
+    """ImageNet top-1 in percent that the paper gives for a model's weights, or None."""
+    row = TABLE.get(spec(name).name)
+    return getattr(row, CATEGORIES[category].top1) if row and category in CATEGORIES else None

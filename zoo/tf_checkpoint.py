@@ -60,6 +60,7 @@ class Shard(Protocol):
     """The bytes of one ``.data-*`` file, wherever they are."""
 
     size: int
+    tries: int  # how often to read a tensor whose CRC does not fit: more than once where a network is between
 
     def read(self, offset: int, size: int) -> np.ndarray:
         """uint8 (size,). Raises CheckpointError or OSError if they cannot be had."""
@@ -85,8 +86,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
             raise CheckpointError(f"{name} is stored in slices, which is not supported.")
         if _itemsize(entry.dtype) is None:
             raise CheckpointError(f"{name} is of TensorFlow's type {entry.dtype}, which is not supported.")
-        data = self._shards[entry.shard].read(entry.offset, entry.size)
-        if masked_crc32c(data) != entry.crc32c:
+        shard = self._shards[entry.shard]
+        for _ in range(shard.tries):
+            data = shard.read(entry.offset, entry.size)
+            if masked_crc32c(data) == entry.crc32c:
+                break
+        else:
             raise CheckpointError(f"{name} is damaged: its CRC does not fit. Get the data file again.")
         if entry.dtype == _BFLOAT16:
             wide = data.view("<u2").astype(np.uint32) << 16
@@ -157,6 +162,8 @@ def newest_of(state: bytes) -> str | None:
 
 class _MappedFile:
     """A data file, mapped, not read."""
+
+    tries = 1
 
     def __init__(self, path: Path) -> None:
         self.size = path.stat().st_size

@@ -1,27 +1,19 @@
-"""Models made, saved and loaded: (name, weights) to a file on this machine to a model, strictly, from safetensors."""
+"""Models made and loaded: a name to a model with the authors' initial values, or with weights, wherever they are."""
 
-import dataclasses
-import json
-from collections.abc import Callable
+import os
+import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file as save_tensors
-from torch import Tensor
 
-from zoo.files import cache_dir, written_whole
-from zoo.registry import BUNDLED, CLASSIFY_FROM, Spec, SpecLike, list_weights, suggest
+from zoo.files import cache_dir as default_cache_dir
+from zoo.model_file import load_file
+from zoo.registry import EMA, SpecLike, list_weights, suggest
 from zoo.registry import spec as find_spec
 from zoo.simclr import SimCLR, initialise_model
+from zoo.sources import Wanted, find, from_hub
 
-HEADER = "simclrv2"  # the key in the safetensors header that holds architecture and facts, as JSON
-BUNDLED_FOLDER = Path(__file__).parent / "bundled"
-
-
-class WeightsNotFoundError(ValueError):
-    """No source on this machine has the weights; the message says what was tried and what to do."""
+HUB_SCHEME = "hf://"
 
 
 def create(
@@ -55,136 +47,69 @@ def create(
     return model
 
 
-def describe(model: SimCLR) -> dict[str, Any]:
-    """Architecture, classes and facts of a model as plain JSON values: what its file's header holds."""
-    return {
-        "spec": dataclasses.asdict(model.spec),
-        "num_classes": model.num_classes,
-        "image_size": model.image_size,
-        "classify_from": model.classify_from,
-        "projector": model.projector is not None,
-        "classes": list(model.classes),
-        "facts": model.facts,
-    }
+def load(
+    name: SpecLike,
+    *,
+    weights: str | Path = "pretrained",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    namespace: str | None = None,
+    local_files_only: bool = False,
+    device: str | torch.device = "cpu",
+) -> SimCLR:
+    """A model with weights, in evaluation mode, in float32.
 
+    ``weights``: one of ``list_weights(name)`` (those of the authors also with ``_ema`` behind: their moving averages),
+    a ``.safetensors`` file or a folder with one, or ``hf://owner/repository``. Named weights are looked for among the
+    bundled ones, in the cache (``cache_dir``, else ``SIMCLR_CACHE``, else the platform's), in the Hub's repository
+    ``{namespace}/simclrv2-{name}-{weights}`` (``namespace``, else ``SIMCLR_HUB_NAMESPACE``; without either no Hub is
+    asked), and in the authors' public bucket, from which they are converted. What was downloaded stays in the cache.
+    ``revision``: a tag, branch or commit on the Hub, and then only there. ``local_files_only`` (or ``HF_HUB_OFFLINE``):
+    no network.
 
-def save_file(model: SimCLR, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write a model as one safetensors file with its architecture and facts in the header; whole or not at all.
-
-    ``dtype`` (such as ``torch.float16``) stores parameters and statistics in fewer bytes. Raises OSError when the disk
-    is full or the folder cannot be written.
+    Raises ValueError for an unknown name or weights, WeightsNotFoundError (a ValueError) with a line for each source
+    that has them not, TamperedError (a ValueError) for a file whose SHA-256 is not the known one.
     """
-    state = {
-        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    write_tensors(state, path, metadata={"format": "pt", HEADER: json.dumps(describe(model), sort_keys=True)})
-
-
-def write_tensors(tensors: dict[str, Tensor], path: str | Path, *, metadata: dict[str, str]) -> None:
-    """One safetensors file, whole or not at all. Raises OSError, naming the file, if it cannot be written."""
-    try:
-        with written_whole(path) as temporary:
-            save_tensors(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
-        raise OSError(f"{path} cannot be written: {error}") from None
-
-
-def load_file(path: str | Path, *, device: str | torch.device = "cpu") -> SimCLR:
-    """The model in a file that ``save_file`` wrote, in evaluation mode, in float32. Strict: every tensor must fit.
-
-    Raises ValueError, in one line, for a file that is missing, damaged, not ours, or inconsistent.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file.")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = (file.metadata() or {}).get(HEADER)
-            if header is None:
-                raise ValueError(f"{path}: not a model of this zoo (its header has no '{HEADER}' entry).")
-            model = _empty_model(json.loads(header))
-            expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (not a dict)
-            if expected != found:
-                wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-                raise ValueError(f"{path}: tensors do not fit {model.spec.name}: {', '.join(wrong[:5])}.")
-            state = {name: file.get_tensor(name).float() for name in expected}
-    except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors model ({error}).") from None
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval()
-
-
-def _empty_model(header: dict[str, Any]) -> SimCLR:
-    with torch.device("meta"):
-        model = SimCLR(
-            Spec(**header["spec"]),
-            num_classes=header["num_classes"],
-            image_size=header["image_size"],
-            classify_from=header["classify_from"],
-            projector=header["projector"],
-        )
-    model.classes = tuple(map(str, header.get("classes", ())))
-    model.facts = dict(header.get("facts", {}))
+    path = locate(
+        name,
+        weights=weights,
+        revision=revision,
+        cache_dir=cache_dir,
+        namespace=namespace,
+        local_files_only=local_files_only,
+    )
+    wanted, model = find_spec(name), load_file(path, device=device)
+    if model.spec != wanted:
+        raise ValueError(f"{path} holds {model.spec.name}, not {wanted.name}.")
     return model
 
 
-def _bundled(name: str, weights: str) -> Path:
-    stem = BUNDLED.get((name, weights))
-    if stem is None:
-        raise WeightsNotFoundError("not among the weights bundled with this package")
-    return _existing(BUNDLED_FOLDER / f"{stem}.safetensors")
-
-
-def _cached(name: str, weights: str) -> Path:
-    return _existing(cache_dir() / name / f"{weights}.safetensors")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise WeightsNotFoundError(f"no file {path}")
-    return path
-
-
-# Asked in this order; each gives a local file or says in one line why it cannot.
-SOURCES: tuple[tuple[str, Callable[[str, str], Path]], ...] = (
-    ("bundled", _bundled),
-    ("cache", _cached),
-)
-
-
-def load(name: SpecLike, *, weights: str | Path = "pretrained", device: str | torch.device = "cpu") -> SimCLR:
-    """A model with weights, in evaluation mode. ``weights``: one of ``list_weights(name)``, or a ``.safetensors`` path.
-
-    Raises ValueError for an unknown name or weights, and WeightsNotFoundError (a ValueError) when they are not on this
-    machine, saying what was tried.
-    """
-    wanted = find_spec(name)
-    if isinstance(weights, Path) or weights.endswith(".safetensors"):
-        model = load_file(weights, device=device)
-        if model.spec != wanted:
-            raise ValueError(f"{weights} holds {model.spec.name}, not {wanted.name}.")
-        return model
-    known = list_weights(wanted)
-    if weights not in known:
-        hint = suggest(weights, known) if known else " None are published for it; give a .safetensors path."
-        raise ValueError(f"Unknown weights {weights!r} for {wanted.name!r}.{hint}")
-    tried = []
-    for source, find in SOURCES:
-        try:
-            path = find(wanted.name, weights)
-        except WeightsNotFoundError as reason:
-            tried.append(f"  {source}: {reason}")
-            continue
-        model = load_file(path, device=device)
-        if model.spec != wanted:
-            raise ValueError(f"{path} holds {model.spec.name}, not {wanted.name}; delete it.")
-        return model
-    raise WeightsNotFoundError(
-        f"Weights {weights!r} of {wanted.name!r} are not on this machine. Tried:\n"
-        + "\n".join(tried)
-        + f"\nPut the file at {cache_dir() / wanted.name / f'{weights}.safetensors'}, or give its path: "
-        f"zoo.load({wanted.name!r}, weights='file.safetensors'). From a TensorFlow checkpoint: "
-        f"zoo.convert.tensorflow_state_dict(..., classify_from={CLASSIFY_FROM.get(weights, 0)})."
+def locate(
+    name: SpecLike,
+    *,
+    weights: str | Path = "pretrained",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    namespace: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The file or folder that ``load`` with the same arguments would load, fetched if need be, and checked."""
+    spec = find_spec(name)
+    wanted = Wanted(
+        spec,
+        str(weights),
+        cache=Path(cache_dir) if cache_dir is not None else default_cache_dir(),
+        namespace=namespace or os.environ.get("SIMCLR_HUB_NAMESPACE") or None,
+        revision=revision,
+        local_files_only=local_files_only,
+        say=lambda line: print(line, file=sys.stderr),
     )
+    if isinstance(weights, str) and weights.startswith(HUB_SCHEME):
+        return from_hub(weights.removeprefix(HUB_SCHEME), wanted)
+    if isinstance(weights, Path) or weights.endswith(".safetensors") or os.sep in weights:
+        return Path(weights)
+    known = list_weights(spec)
+    if weights not in known and not (weights.endswith(EMA) and weights.removesuffix(EMA) in known):
+        hint = suggest(weights, known) if known else " None are published for it; give a .safetensors path."
+        raise ValueError(f"Unknown weights {weights!r} for {spec.name!r}.{hint}")
+    return find(wanted)

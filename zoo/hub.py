@@ -1,0 +1,231 @@
+"""The Hugging Face Hub: repositories of weights, pulled and pushed with its own client."""
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zoo import card, probe
+from zoo.files import cache_dir
+from zoo.model_file import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    SHARD_INDEX,
+    config_of,
+    describe,
+    metadata,
+    sha256_of,
+    weights_sha256,
+    write_config,
+)
+from zoo.simclr import SimCLR
+
+_PATTERNS = [CONFIG_FILE, "model*.safetensors", SHARD_INDEX]
+_OURS = r"model.*\.(safetensors|onnx|index\.json)"  # removed from a repository when a push has them no more
+_SHARD_BYTES = 5_000_000_000
+_NO_XET = "This Hub does not speak Xet, the client's way to send large files; set HF_HUB_DISABLE_XET=1 and try again."
+
+
+class HubError(ValueError):
+    """The Hub does not give, or take, what was asked; one line."""
+
+
+def cache_folder(cache: Path) -> Path:
+    """Where the client keeps repositories: its own cache, or ``hub`` in a cache folder of ours that was chosen."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) if cache == cache_dir() else cache / "hub"
+
+
+def fetch(repo_id: str, *, revision: str | None, cache: Path, offline: bool) -> Path:
+    """The folder with a repository's config and tensors, downloaded if need be.
+
+    Without ``revision``, what is there already is taken and the Hub is not asked; with one, the client decides (a
+    commit is never asked for again, a branch or tag is). Raises HubError.
+    """
+    from huggingface_hub import snapshot_download
+
+    options: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_folder(cache),
+        "allow_patterns": _PATTERNS,
+        "endpoint": endpoint(),
+    }
+    with _told(repo_id, revision):
+        if revision is None or offline:
+            try:
+                folder = Path(snapshot_download(repo_id, local_files_only=True, **options))
+                if _complete(folder):
+                    return folder
+            except FileNotFoundError:  # what the client raises for what it does not have is one
+                pass
+        if offline:
+            raise HubError(f"{repo_id}: not downloaded yet, and offline (local_files_only, or HF_HUB_OFFLINE)")
+        folder = Path(snapshot_download(repo_id, **options))
+    if not _complete(folder):
+        raise HubError(f"{repo_id}: has no {CONFIG_FILE} with a {MODEL_FILE}")
+    return folder
+
+
+def endpoint() -> str | None:
+    """``HF_ENDPOINT``, read now (the client reads it when it is imported); None: the client's own."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def _complete(folder: Path) -> bool:
+    if not (folder / CONFIG_FILE).exists():
+        return False
+    if (folder / MODEL_FILE).exists():
+        return True
+    try:
+        shards = set(json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / shard).exists() for shard in shards)
+
+
+def known_sha256(folder: Path) -> dict[str, str]:
+    """The SHA-256 that the Hub announced of large files: the client names what it downloads by it."""
+    names = {file.name: file.resolve().name for file in folder.glob("model*.safetensors")}
+    return {name: blob for name, blob in names.items() if re.fullmatch(r"[0-9a-f]{64}", blob)}
+
+
+@contextmanager
+def _told(repo_id: str, revision: str | None) -> Iterator[None]:
+    """The client's errors, as one line that says what to do."""
+    from huggingface_hub import errors
+
+    where = endpoint() or "the Hub"
+    try:
+        yield
+    except errors.RevisionNotFoundError:
+        raise HubError(f"{repo_id} on {where} has no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(f"no repository {repo_id} on {where} (or it is private: run hf auth login)") from None
+    except errors.HfHubHTTPError as error:
+        if "xet-write-token" in str(getattr(error.response, "url", "")):
+            raise HubError(_NO_XET) from None
+        raise HubError(f"{repo_id} on {where}: {_first_line(error)}") from None
+    except errors.LocalEntryNotFoundError:
+        raise HubError(f"{repo_id}: {where} does not answer, and it was not downloaded before") from None
+    except errors.HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository: {_first_line(error)}") from None
+    except (_http_error(), errors.OfflineModeIsEnabled, RuntimeError) as error:
+        if "xet" in str(error).lower():
+            raise HubError(f"{repo_id} on {where}: {_first_line(error)} {_NO_XET}") from None
+        raise HubError(f"{repo_id} on {where}: {_first_line(error)}") from None
+
+
+def _http_error() -> type[Exception]:
+    """The base of what the client's HTTP library raises (httpx2 in version 2, httpx in version 1)."""
+    from huggingface_hub import utils
+
+    library = getattr(utils, "httpx", None) or importlib.import_module("httpx")
+    error: type[Exception] = library.HTTPError
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def push(
+    model: SimCLR,
+    repo_id: str,
+    *,
+    measured: Sequence[Mapping[str, Any]] = (),
+    onnx: str | Path | None = None,
+    tag: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    shard_bytes: int = _SHARD_BYTES,
+) -> str:
+    """Push a model to a repository of the Hub, made if need be; the commit that holds it.
+
+    One commit of safetensors (in shards over ``shard_bytes``), config.json, a model card, and the exported ``onnx`` if
+    given; where nothing changed there is none. ``measured``: for the card, what ``simclr evaluate --json`` prints (keys
+    ``top1`` and ``top5`` from 0 to 1, ``images``, ``interval``) with the name of the ``dataset``. ``tag`` names the
+    commit for good.
+
+    Raises HubError (a ValueError), in one line, for what the Hub refuses; OSError if there is no room for the files.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(endpoint=endpoint(), token=token)
+    with tempfile.TemporaryDirectory(prefix="simclr-push-") as name, _told(repo_id, tag):
+        files = _stage(model, repo_id, Path(name), measured, onnx, shard_bytes)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        head = api.model_info(repo_id, files_metadata=True)
+        there = {file.rfilename: file for file in head.siblings or ()}
+        changed = [path for path, file in files.items() if path not in there or not _same(file, there[path])]
+        stale = [path for path in there if path not in files and re.fullmatch(_OURS, path)]
+        tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}.get(tag or "")
+        if tagged is not None and (changed or stale or tagged != head.sha):
+            raise HubError(f"{repo_id} has a tag {tag!r} already, on the commit {tagged[:8]}; choose another.")
+        commit = str(head.sha)
+        if changed or stale:
+            operations: list[Any] = [CommitOperationDelete(path) for path in stale]
+            operations += [CommitOperationAdd(path, files[path]) for path in changed]
+            message = f"{model.spec.name}, {model.facts.get('weights') or 'weights'}"
+            commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=commit).oid
+        if tag is not None and tagged is None:
+            api.create_tag(repo_id, tag=tag, revision=commit)
+        return commit
+
+
+def _stage(
+    model: SimCLR,
+    repo_id: str,
+    folder: Path,
+    measured: Sequence[Mapping[str, Any]],
+    onnx: str | Path | None,
+    shard_bytes: int,
+) -> dict[str, Path]:
+    """The repository's files, by their path in it."""
+    from huggingface_hub import save_torch_state_dict
+
+    training = model.training
+    kept = probe.outputs(model.eval())
+    model.train(training)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    told = metadata(model, probe=kept)
+    save_torch_state_dict(state, folder, max_shard_size=shard_bytes, metadata=told)
+    hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+    write_config(folder / CONFIG_FILE, config_of(describe(model), hashes))
+    text = card.model_card(model, repo_id, measured, onnx=onnx is not None)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    files = {file.name: file for file in sorted(folder.iterdir())}
+    if onnx is not None:
+        files["model.onnx"] = _export_of(model, Path(onnx))
+    return files
+
+
+def _same(file: Path, there: Any) -> bool:
+    """Whether the Hub has these bytes already: by SHA-256 for large files, by git's SHA-1 for others."""
+    if there.lfs is not None:
+        return bool(there.lfs.sha256 == sha256_of(file))
+    data = file.read_bytes() if file.stat().st_size == (there.size or 0) else b""
+    return bool(hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == there.blob_id)
+
+
+def _export_of(model: SimCLR, path: Path) -> Path:
+    """An exported file, if it is this model's. Raises HubError."""
+    import onnx
+
+    if not path.is_file():
+        raise HubError(f"{path}: no such file.")
+    try:
+        loaded = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's, whatever it is called in this version
+        raise HubError(f"{path}: not an ONNX file ({_first_line(error)}).") from None
+    told = {entry.key: entry.value for entry in loaded.metadata_props}
+    if told.get("weights_sha256") != weights_sha256(model):
+        raise HubError(f"{path} is not an export of this {model.spec.name}; export it again.")
+    return path

@@ -1,0 +1,67 @@
+"""simclr.lock: the SHA-256 of every file of weights, recorded when it is first used and checked from then on."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.files import written_whole
+
+LOCK_FILE = "simclr.lock"
+
+
+class TamperedError(ValueError):
+    """A file of weights is not what it was, or not what it is said to be; nothing of it was used."""
+
+
+def lock_path(root: Path) -> Path:
+    """``SIMCLR_LOCK``, such as a file kept with a project, else simclr.lock in the cache folder ``root``."""
+    return Path(os.environ.get("SIMCLR_LOCK") or root / LOCK_FILE)
+
+
+def read(path: Path) -> dict[str, dict[str, str]]:
+    """SHA-256 by file, by weights (``r50_1x:pretrained``). Raises ValueError for a damaged lock file."""
+    if not path.exists():
+        return {}
+    try:
+        weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        return {str(key): {str(name): str(sha256) for name, sha256 in files.items()} for key, files in weights.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: not a readable lock file ({error}); restore it, or delete it and begin anew."
+        ) from None
+
+
+def check(path: Path, key: str, files: Mapping[str, str]) -> None:
+    """Compare with what is recorded for ``key``; record it if nothing is.
+
+    Raises TamperedError if it differs. A lock file that cannot be written (a read-only folder) records nothing.
+    """
+    recorded = read(path).get(key)
+    if recorded is None:
+        try:
+            record(path, key, files)
+        except OSError:
+            return
+    elif recorded != dict(files):
+        name = next(name for name in sorted(recorded.keys() | files) if recorded.get(name) != files.get(name))
+        raise TamperedError(
+            f"{key}: {name} has the SHA-256 {files.get(name, '-')}, but {path} has {recorded.get(name, '-')} for it "
+            f"from its first use. If the change is meant: simclr lock --forget {key}."
+        )
+
+
+def record(path: Path, key: str, files: Mapping[str, str] | None) -> None:
+    """Write the files of ``key``, or forget them (None). Other processes' records are kept."""
+    from zoo.stream import alone
+
+    with alone(path):
+        weights: dict[str, Any] = read(path)
+        if files is None:
+            weights.pop(key, None)
+        else:
+            weights[key] = dict(files)
+        with written_whole(path) as temporary:
+            content = json.dumps({"version": 1, "weights": weights}, indent=2, sort_keys=True)
+            temporary.write_text(content + "\n", encoding="utf-8")

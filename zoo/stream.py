@@ -1,0 +1,155 @@
+"""Tensors from any source into one safetensors file, one by one: in little memory, interruptible, resumable.
+
+Every tensor has its place in the file from the beginning. A file that was left unfinished is gone through on the next
+try: what is in its place already, byte for byte by the source's own CRC, is not asked for again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from zoo.files import cache_dir
+from zoo.model_file import sha256_of
+
+_RESERVE = 32 << 10  # room in the header for what is known only once the tensors are there
+_SLAB = 16 << 20  # bytes laid out anew at a time
+
+
+class Target:
+    """A safetensors file that is being written: float32 tensors of known shapes, each at a known place."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> None:
+        self.path, self.shapes = path, dict(shapes)
+        self.partial = path.with_name(f".{path.name}.partial")
+        self._header = self._make_header(metadata, 0)
+        self._header = self._make_header(metadata, -(-(len(self._header) + _RESERVE) // 8) * 8)
+        position = len(self._header)
+        self.places = {}
+        for name, shape in self.shapes.items():
+            self.places[name] = position
+            position += _nbytes(shape)
+        self.nbytes = position
+
+    def _make_header(self, metadata: Mapping[str, str], length: int) -> bytes:
+        """Length, JSON, and spaces up to ``length`` bytes in all."""
+        told: dict[str, object] = {"__metadata__": dict(metadata)}
+        offset = 0
+        for name, shape in self.shapes.items():
+            told[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + _nbytes(shape)]}
+            offset += _nbytes(shape)
+        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+        text = text.ljust(length - 8)
+        assert not length or len(text) == length - 8
+        return len(text).to_bytes(8, "little") + text
+
+    def begin(self) -> bool:
+        """Make the unfinished file, or find one that an earlier try left: then True.
+
+        Raises OSError, with the sizes, if the disk has no room for it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.partial.is_symlink():
+            self.partial.unlink()
+        if self.partial.exists() and self.partial.stat().st_size == self.nbytes:
+            with self.partial.open("rb") as file:
+                if file.read(len(self._header)) == self._header:
+                    return True
+        self.partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(self.path.parent).free
+        if free < self.nbytes:
+            raise OSError(
+                f"{self.path.parent} has {free / 1e9:.2f} GB free, but {self.path.name} takes "
+                f"{self.nbytes / 1e9:.2f} GB; make room, or choose another folder."
+            )
+        with self.partial.open("wb") as file:
+            file.write(self._header)
+            file.truncate(self.nbytes)
+        return False
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Write a tensor, given in any memory layout, at its place."""
+        assert array.shape == self.shapes[name], name
+        rows = max(1, _SLAB // max(1, _nbytes(array.shape[1:])))
+        with self.partial.open("rb+") as file:
+            file.seek(self.places[name])
+            for start in range(0, len(array), rows):
+                file.write(np.ascontiguousarray(array[start : start + rows], np.float32).data)
+
+    def get(self, name: str) -> np.ndarray:
+        """What is at a tensor's place."""
+        shape = self.shapes[name]
+        return np.fromfile(self.partial, "<f4", _nbytes(shape) // 4, offset=self.places[name]).reshape(shape)
+
+    def finish(self, metadata: Mapping[str, str]) -> str:
+        """Give the file its last header and its name; its SHA-256."""
+        with self.partial.open("rb+") as file:
+            file.write(self._make_header(metadata, len(self._header)))
+            file.flush()
+            os.fsync(file.fileno())
+        sha256 = sha256_of(self.partial)
+        self.partial.replace(self.path)
+        return sha256
+
+
+def fill(
+    target: Target,
+    read: Callable[[str], np.ndarray],
+    is_right: Callable[[str, np.ndarray], bool],
+    *,
+    resume: bool,
+    workers: int = 2,
+    title: str = "",
+) -> None:
+    """Put every tensor at its place: ``read(name)`` gives it, in our axis order.
+
+    With ``resume``, those for which ``is_right(name, array)`` says yes are left. Raises what ``read`` raises, once all
+    workers have stopped.
+    """
+
+    def work(name: str) -> int:
+        if not (resume and is_right(name, target.get(name))):
+            target.put(name, read(name))
+        return _nbytes(target.shapes[name])
+
+    total = sum(map(_nbytes, target.shapes.values()))
+    bar = tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None, dynamic_ncols=True, leave=False)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        tasks = [pool.submit(work, name) for name in target.shapes]
+        try:
+            for task in as_completed(tasks):
+                bar.update(task.result())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def alone(path: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Only one process at a time works on ``path``; the others wait, and say so."""
+    from filelock import FileLock, Timeout
+
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process works on {path}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _nbytes(shape: tuple[int, ...]) -> int:
+    return 4 * int(np.prod(shape, dtype=np.int64))
