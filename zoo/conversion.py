@@ -107,6 +107,9 @@ class _Tensors(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self._shapes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 

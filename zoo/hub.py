@@ -108,17 +108,13 @@ def _told(repo_id: str, revision: str | None) -> Iterator[None]:
         raise HubError(f"{repo_id} on {where} has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:
         raise HubError(f"no repository {repo_id} on {where} (or it is private: run hf auth login)") from None
-    except errors.HfHubHTTPError as error:
-        if "xet-write-token" in str(getattr(error.response, "url", "")):
-            raise HubError(_NO_XET) from None
-        raise HubError(f"{repo_id} on {where}: {_first_line(error)}") from None
     except errors.LocalEntryNotFoundError:
         raise HubError(f"{repo_id}: {where} does not answer, and it was not downloaded before") from None
     except errors.HFValidationError as error:
         raise HubError(f"{repo_id!r} is no name of a repository: {_first_line(error)}") from None
-    except (_http_error(), errors.OfflineModeIsEnabled, RuntimeError) as error:
-        if "xet" in str(error).lower():
-            raise HubError(f"{repo_id} on {where}: {_first_line(error)} {_NO_XET}") from None
+    except (_http_error(), OSError, RuntimeError) as error:  # of the Hub, the network, and hf_xet
+        if "xet-write-token" in str(error):
+            raise HubError(f"{repo_id} on {where}: {_NO_XET}") from None
         raise HubError(f"{repo_id} on {where}: {_first_line(error)}") from None
 
 
@@ -156,28 +152,41 @@ def push(
 
     Raises HubError (a ValueError), in one line, for what the Hub refuses; OSError if there is no room for the files.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint(), token=token)
-    with tempfile.TemporaryDirectory(prefix="simclr-push-") as name, _told(repo_id, tag):
+    with tempfile.TemporaryDirectory(prefix="simclr-push-") as name:
         files = _stage(model, repo_id, Path(name), measured, onnx, shard_bytes)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        head = api.model_info(repo_id, files_metadata=True)
-        there = {file.rfilename: file for file in head.siblings or ()}
-        changed = [path for path, file in files.items() if path not in there or not _same(file, there[path])]
-        stale = [path for path in there if path not in files and re.fullmatch(_OURS, path)]
-        tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}.get(tag or "")
-        if tagged is not None and (changed or stale or tagged != head.sha):
-            raise HubError(f"{repo_id} has a tag {tag!r} already, on the commit {tagged[:8]}; choose another.")
-        commit = str(head.sha)
-        if changed or stale:
-            operations: list[Any] = [CommitOperationDelete(path) for path in stale]
-            operations += [CommitOperationAdd(path, files[path]) for path in changed]
-            message = f"{model.spec.name}, {model.facts.get('weights') or 'weights'}"
-            commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=commit).oid
-        if tag is not None and tagged is None:
-            api.create_tag(repo_id, tag=tag, revision=commit)
-        return commit
+        with _told(repo_id, tag):
+            return _commit(api, repo_id, files, message=_message(model), tag=tag, private=private)
+
+
+def _message(model: SimCLR) -> str:
+    return f"{model.spec.name}, {model.facts.get('weights') or 'weights'}"
+
+
+def _commit(
+    api: Any, repo_id: str, files: Mapping[str, Path], *, message: str, tag: str | None, private: bool | None
+) -> str:
+    """What is new of ``files`` in one commit, if anything is, and the tag."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    head = api.model_info(repo_id, files_metadata=True)
+    there = {file.rfilename: file for file in head.siblings or ()}
+    changed = [path for path, file in files.items() if path not in there or not _same(file, there[path])]
+    stale = [path for path in there if path not in files and re.fullmatch(_OURS, path)]
+    tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}.get(tag or "")
+    if tagged is not None and (changed or stale or tagged != head.sha):
+        raise HubError(f"{repo_id} has a tag {tag!r} already, on the commit {tagged[:8]}; choose another.")
+    commit = str(head.sha)
+    if changed or stale:
+        operations: list[Any] = [CommitOperationDelete(path) for path in stale]
+        operations += [CommitOperationAdd(path, files[path]) for path in changed]
+        commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=commit).oid
+    if tag is not None and tagged is None:
+        api.create_tag(repo_id, tag=tag, revision=commit)
+    return commit
 
 
 def _stage(

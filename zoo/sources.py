@@ -189,7 +189,7 @@ def _tensor_files(path: Path) -> list[Path]:
 def _compare(path: Path, found: str, expected: str | None, by: str) -> None:
     if expected is not None and found != expected:
         raise TamperedError(
-            f"{path} is damaged or was changed: its SHA-256 is {found}, but {by} has {expected}. "
+            f"{path.resolve()} is damaged or was changed: its SHA-256 is {found}, but {by} has {expected}. "
             "Delete it and load again."
         )
 
