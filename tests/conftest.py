@@ -1,5 +1,8 @@
 """What many tests share: recorded TensorFlow values, a tiny model, a few small images."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -41,6 +44,16 @@ class RecordedVariables(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+def run_client(code: str, *arguments: str, url: str, token: str, home: Path, xet: bool) -> str:
+    """Run code with a Hub client of its own, as it reads its settings when it is imported; the last line printed."""
+    settings = {"HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HOME": str(home)}
+    settings |= {"HF_HUB_DISABLE_XET": str(int(not xet)), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
 
 
 def relative_error(ours: object, reference: object) -> float:

@@ -7,8 +7,8 @@ import torch
 
 import zoo
 from zoo.registry import BUNDLED, CATEGORIES, TABLE, paper_top1
-from zoo.sources import BUNDLED_FOLDER
 from zoo.simclr import SimCLR
+from zoo.sources import BUNDLED_FOLDER
 
 PAPER_MILLIONS = {  # paper, Table 1, and the authors' code for the rest
     "r50_1x": 23.508, "r50_1x_sk": 35.216, "r50_2x": 93.907, "r50_2x_sk": 140.306,

@@ -160,7 +160,7 @@ ONE_RESTART = struct.pack("<II", 0, 1)
 def long_names() -> bytes:
     """Names of 1,000 characters that cost three bytes each."""
     rows = raw_row(0, b"", HEADER % 1) + raw_row(0, b"a" * 1000, GOOD)
-    rows += b"".join(raw_row(1000, struct.pack(">H", n), GOOD) for n in range(3000))
+    rows += b"".join(raw_row(1000, f"{n:04x}".encode(), GOOD) for n in range(3000))
     return from_block(rows + ONE_RESTART)
 
 
@@ -193,6 +193,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "unsorted": (lambda: table([(b"", HEADER % 1), (b"b", GOOD), (b"a", GOOD)]), "not in order"),
     "twice": (lambda: table([(b"", HEADER % 1), (b"b", GOOD), (b"b", GOOD)]), "not in order"),
     "name": (lambda: with_value(GOOD, b"n" * (MAX_NAME + 1)), "1025 characters"),
+    "newline": (lambda: with_value(GOOD, b"a\nb"), r"not printable: 'a\\nb'"),
     "names": (long_names, "longer names"),
     "same_block": (same_block_again, "overlap"),
     "overlap": (overlapping, "b and a overlap"),

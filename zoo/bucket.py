@@ -3,8 +3,7 @@
 import json
 import os
 import re
-import time
-from collections.abc import Callable
+from time import sleep
 from types import TracebackType
 from typing import Any
 
@@ -34,9 +33,8 @@ class NotThereError(BucketError):
 class Bucket:
     """A connection to the bucket; a context manager."""
 
-    def __init__(self, endpoint: str | None = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("SIMCLR_BUCKET_ENDPOINT") or ENDPOINT).rstrip("/")
-        self._sleep = sleep
         agent = {"User-Agent": f"simclrv2/{zoo.__version__}", "Accept-Encoding": "identity"}
         self._client = httpx.Client(timeout=httpx.Timeout(30.0, connect=10.0), headers=agent)
 
@@ -146,7 +144,7 @@ class Bucket:
             if failures >= _TRIES:
                 raise BucketError(f"{url}: {reason} (tried {_TRIES} times)")
             if failures:
-                self._sleep(min(max(wait, 0.25 * 2**failures), _LONGEST_WAIT))
+                sleep(min(max(wait, 0.25 * 2**failures), _LONGEST_WAIT))
 
     def _request(
         self, url: str, offset: int, size: int | None, data: bytearray, limit: int, total: list[int] | None

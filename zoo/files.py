@@ -9,9 +9,14 @@ from pathlib import Path
 import platformdirs
 
 
+def platform_cache_dir() -> Path:
+    """The platform's folder for such things."""
+    return platformdirs.user_cache_path("simclrv2", appauthor=False)
+
+
 def cache_dir() -> Path:
     """Where weights, galleries and drawn pictures are kept: ``SIMCLR_CACHE``, else the platform's cache folder."""
-    return Path(os.environ.get("SIMCLR_CACHE") or platformdirs.user_cache_path("simclrv2", appauthor=False))
+    return Path(os.environ.get("SIMCLR_CACHE") or platform_cache_dir())
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zoo import card, probe
-from zoo.files import cache_dir
+from zoo import card, probe, stream
+from zoo.files import platform_cache_dir
 from zoo.model_file import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -37,10 +37,10 @@ class HubError(ValueError):
 
 
 def cache_folder(cache: Path) -> Path:
-    """Where the client keeps repositories: its own cache, or ``hub`` in a cache folder of ours that was chosen."""
+    """Where the client keeps repositories: in its own cache, or in ``hub`` of a cache folder that was chosen."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) if cache == cache_dir() else cache / "hub"
+    return Path(HF_HUB_CACHE) if cache == platform_cache_dir() else cache / "hub"
 
 
 def fetch(repo_id: str, *, revision: str | None, cache: Path, offline: bool) -> Path:
@@ -91,9 +91,13 @@ def _complete(folder: Path) -> bool:
 
 
 def known_sha256(folder: Path) -> dict[str, str]:
-    """The SHA-256 that the Hub announced of large files: the client names what it downloads by it."""
-    names = {file.name: file.resolve().name for file in folder.glob("model*.safetensors")}
-    return {name: blob for name, blob in names.items() if re.fullmatch(r"[0-9a-f]{64}", blob)}
+    """The SHA-256 that the Hub announced of large files: the client names what came through LFS by it.
+
+    (What came through Xet is named by Xet's own hash, and checked by it.)
+    """
+    blobs = {file.name: file.resolve() for file in folder.glob("model*.safetensors")}
+    own = folder.resolve().parents[1] / "blobs"  # of snapshots/<commit>
+    return {name: blob.name for name, blob in blobs.items() if blob.parent == own and len(blob.name) == 64}
 
 
 @contextmanager
@@ -198,15 +202,10 @@ def _stage(
     shard_bytes: int,
 ) -> dict[str, Path]:
     """The repository's files, by their path in it."""
-    from huggingface_hub import save_torch_state_dict
-
     training = model.training
     kept = probe.outputs(model.eval())
     model.train(training)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    told = metadata(model, probe=kept)
-    save_torch_state_dict(state, folder, max_shard_size=shard_bytes, metadata=told)
-    hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+    hashes = _write_tensors(model, folder, metadata(model, probe=kept), shard_bytes)
     write_config(folder / CONFIG_FILE, config_of(describe(model), hashes))
     text = card.model_card(model, repo_id, measured, onnx=onnx is not None)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -214,6 +213,28 @@ def _stage(
     if onnx is not None:
         files["model.onnx"] = _export_of(model, Path(onnx))
     return files
+
+
+def _write_tensors(model: SimCLR, folder: Path, told: Mapping[str, str], shard_bytes: int) -> dict[str, str]:
+    """The tensors in one file or several, the same bytes for the same model; the SHA-256 of each.
+
+    The safetensors package writes its metadata in an order that changes from call to call: hence our own writer.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    state = model.state_dict()
+    split = split_torch_state_dict_into_shards(state, max_shard_size=shard_bytes)
+    hashes = {}
+    for file, names in split.filename_to_tensors.items():
+        target = stream.Target(folder / file, {name: tuple(state[name].shape) for name in names}, told)
+        target.begin()
+        for name in names:
+            target.put(name, state[name].detach().cpu().numpy())
+        hashes[file] = target.finish(told)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / SHARD_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return hashes
 
 
 def _same(file: Path, there: Any) -> bool:

@@ -175,7 +175,8 @@ def _checked(
         expected = known.get(file.name) if known else known_sha256(file)
         _compare(file, hashes[file.name], expected, "what was announced" if known else "the config beside it")
     _is_what_it_is_called(path if path.is_file() else path / MODEL_FILE, wanted)
-    lock.check(lock.lock_path(wanted.cache), key, hashes)
+    named = hashes if len(files) > 1 else {MODEL_FILE: hashes[files[0].name]}  # whatever a file by itself is called
+    lock.check(lock.lock_path(wanted.cache), key, named)
     return path
 
 
@@ -206,5 +207,6 @@ def _is_what_it_is_called(path: Path, wanted: Wanted) -> None:
         raise TamperedError(f"{path}: what it says of its architecture makes no sense ({error}); delete it.") from None
     if spec != wanted.spec:
         raise TamperedError(f"{path} holds {spec.name}, not {wanted.spec.name}; delete it.")
-    if str(told).removesuffix(EMA) in CATEGORIES and told != wanted.weights:
+    named = wanted.weights.removesuffix(EMA) in CATEGORIES and str(told).removesuffix(EMA) in CATEGORIES
+    if named and told != wanted.weights:
         raise TamperedError(f"{path} holds the weights {told!r}, not {wanted.weights!r}; delete it.")

@@ -196,6 +196,8 @@ def parse_index(index: bytes) -> tuple[int, dict[str, Entry]]:
             name = key.decode()
         except UnicodeDecodeError:  # slices of partitioned variables have such keys
             continue
+        if not name.isprintable():
+            raise CheckpointError(f"A name in the index is not printable: {_shown(key)}.")
         entries[name] = _entry(name, value, count)
     return count, entries
 
@@ -317,7 +319,7 @@ def _header(value: bytes) -> int:
         elif number == 2 and content:
             raise CheckpointError("The checkpoint is big-endian, which is not supported.")
         elif number == 3:
-            needed = _integer(dict(_fields(_message(content))).get(2, 0))
+            needed = _number(_message(content), 2)
             if needed > 1:
                 raise CheckpointError(f"The checkpoint needs a reader of version {needed}; this one is of version 1.")
     if not 1 <= shards <= MAX_SHARDS:
@@ -352,7 +354,7 @@ def _shape(name: str, value: bytes) -> tuple[int, ...]:
     shape = []
     for number, content in _fields(value):
         if number == 2:
-            size = _integer(dict(_fields(_message(content))).get(1, 0))
+            size = _number(_message(content), 1)
             if size >= 1 << 63:  # a negative number: unknown
                 raise CheckpointError(f"{name} has a dimension of unknown size.")
             shape.append(size)
@@ -363,6 +365,15 @@ def _shape(name: str, value: bytes) -> tuple[int, ...]:
     if math.prod(max(size, 1) for size in shape) >> 60:  # more than numpy can address, even where one of them is 0
         raise CheckpointError(f"{name} has impossible dimensions: {tuple(shape)}.")
     return tuple(shape)
+
+
+def _number(message: bytes, field: int) -> int:
+    """The last value of a field that is a number; 0 if it is not there."""
+    value = 0
+    for number, content in _fields(message):
+        if number == field:
+            value = _integer(content)
+    return value
 
 
 def _integer(value: int | bytes) -> int:
