@@ -17,6 +17,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -627,10 +628,14 @@ def _end(error: BaseException) -> str:
         error = error.__context__
     if not str(error).isprintable():
         raise WrongError("A message is more than one line that can be printed.")
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next:
-        trace = trace.tb_next
-    return NO_FILE if str(error) == NO_FILE else messages().get(trace.tb_lineno if trace else 0, "(another message)")
+    return NO_FILE if str(error) == NO_FILE else messages().get(_line(error), "(another message)")
+
+
+def _line(error: BaseException) -> int:
+    """The line of the reader's source that the error comes from, or went through last; 0 if none."""
+    walked = traceback.walk_tb(error.__traceback__)
+    lines = [line for frame, line in walked if frame.f_code.co_filename == tf_checkpoint.__file__]
+    return lines[-1] if lines else 0
 
 
 @functools.cache
@@ -722,7 +727,7 @@ def _run(findings: Findings, one: Mutant, folder: Path | None, *, traced: bool) 
                 end = check(one, folder)
         findings.ends[end] += 1
     except (Exception, OvertimeError) as error:
-        what = str(error) if isinstance(error, WrongError) else f"{type(error).__name__}: {str(error)[:80]!r}"
+        what = str(error) if isinstance(error, WrongError) else f"{type(error).__name__} at line {_line(error)}"
         findings.add(Findings(wrong=Counter([what]), examples={what: one}))
     spent = time.process_time() - start
     findings.slowest, findings.slowest_number = max((findings.slowest, findings.slowest_number), (spent, one.number))

@@ -25,7 +25,7 @@ _MASK = 0xA282EAD8
 
 # Bounds no honest file comes near (r152_3x_sk with all its slots: 3,300 tensors, names of 60 characters, 0.2 MB).
 MAX_INDEX_BYTES = 64 << 20
-MAX_TENSORS = 100_000
+MAX_TENSORS = 20_000
 MAX_SHARDS = 10_000
 MAX_NAME = 1024
 MAX_RANK = 16
