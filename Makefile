@@ -1,6 +1,7 @@
 # make demo    the app on the bundled student        make lint   ruff, mypy, import-linter
 # make test    the tests                             make bench  the benchmarks
-# make test-browser, make test-all                   make clean  remove .venv
+# make test-browser, make test-all                   make fuzz   200,000 mutants of checkpoints
+#                                                    make clean  remove .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench test-browser test-all clean
+.PHONY: demo test lint bench fuzz test-browser test-all clean
 
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
@@ -26,9 +27,13 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/student.py
+	$(BIN)/python benchmarks/load.py
+
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz_checkpoint.py --mutants 200000
 
 # needs Debian's chromium (apt-get install chromium fonts-dejavu-core)
 test-browser: $(VENV)/.browser
@@ -54,6 +59,10 @@ $(VENV)/.test: $(VENV)/.serve
 
 $(VENV)/.lint: $(VENV)/.test
 	$(PIP) install --quiet --group lint
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) install --quiet --group bench
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.test

@@ -3,16 +3,19 @@
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoo.convert import TENSORFLOW
-from zoo.simclr import SimCLR
 from zoo.tf_checkpoint import masked_crc32c, shard_path
 
 NUMBERS = {"<f4": 1, "<f8": 2, "<i4": 3, "|u1": 4, "<i2": 5, "|i1": 6, "<i8": 9, "|b1": 10, "<u2": 17, "<f2": 19}
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 HEADER = b"\x08%c\x1a\x02\x08\x01"  # BundleHeaderProto: number of shards, version 1
+
+
+if TYPE_CHECKING:
+    from zoo.simclr import SimCLR
 
 
 def varint(value: int) -> bytes:
@@ -94,8 +97,10 @@ def write_checkpoint(
     return prefix
 
 
-def published_shapes(model: SimCLR, *, memory: int = 64) -> dict[str, tuple[int, ...]]:
+def published_shapes(model: "SimCLR", *, memory: int = 64) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all that a published pretrained checkpoint of ``model`` holds: three times what is wanted."""
+    from zoo.convert import TENSORFLOW  # here, as it needs torch, and the fuzzer does not
+
     state = model.state_dict()
     wanted = {theirs: TENSORFLOW.their_shape(tuple(state[ours].shape)) for ours, theirs in TENSORFLOW.names(model)}
     trained = {name: shape for name, shape in wanted.items() if "/moving_" not in name}

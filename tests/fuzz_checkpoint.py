@@ -319,6 +319,9 @@ def change_meaning(rng: Random, draft: Draft) -> None:
         one[number], two[number] = two[number], one[number]
     if rng.random() < 0.2:
         one[1] = rng.choice((BFLOAT16, 17, 19, 7, *range(24)))
+    if rng.random() < 0.1:  # no bytes, whatever the other dimensions are
+        sizes = rng.sample((0, *rng.choices(INTERESTING, k=rng.choice((1, 2)))), k=2)
+        one[2], one[5] = b"".join(b"\x12" + sized(b"\x08" + varint(size)) for size in (0, *sizes)), 0
     for part, n, numbers in ((rows, k, one), (others, j, two)):
         kinds = {2: 2, 6: 5}
         value = message_of([(number, kinds.get(number, 0), content) for number, content in numbers.items() if content])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from app.cli import main as simclr
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,8 @@ def photos(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SIMCLR_CACHE", str(folder / "cache"))
+    pretended = zoo.create("r50_1x", classify_from=1, seed=0)  # what the pages load from the authors
+    zoo.save_file(pretended, folder / "cache" / "r50_1x" / "finetuned_1pct" / "model.safetensors")
     return folder
 
 

@@ -6,6 +6,16 @@ from collections.abc import Sequence
 
 import click
 
+_OPTIONAL = (
+    "torch",
+    "torchvision",
+    "safetensors",
+    "google_crc32c",
+    "onnx",
+    "onnxscript",
+    "matplotlib",
+)  # not needed to serve
+
 
 def run_command(command: click.Command, arguments: Sequence[str], *, name: str) -> int:
     """Run a command line and return the exit status. Only errors that are nobody's mistake leave a traceback."""
@@ -23,6 +33,13 @@ def run_command(command: click.Command, arguments: Sequence[str], *, name: str) 
     except BrokenPipeError:  # the reader of our output went away: not worth a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        print(
+            f"error: this needs the package {error.name}, which is not here: pip install {error.name}", file=sys.stderr
+        )
+        return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -130,7 +130,7 @@ def _bucket(wanted: Wanted) -> Path:
     from zoo import bucket, conversion, stream
     from zoo.tf_checkpoint import CheckpointError
 
-    with stream.alone(wanted.folder, wanted.say):
+    with stream.alone(wanted.folder, wanted.say, locks=wanted.cache / "locks"):
         try:
             return cached(wanted)  # another process has been faster
         except WeightsNotFoundError:
@@ -148,7 +148,7 @@ def _bucket(wanted: Wanted) -> Path:
                     workers=4,
                 )
         except (bucket.BucketError, CheckpointError, OSError, ValueError) as error:
-            raise WeightsNotFoundError(str(error)) from None
+            raise WeightsNotFoundError(" ".join(str(error).split())) from None
         return cached(wanted)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -56,32 +57,42 @@ class Target:
         Raises OSError, with the sizes, if the disk has no room for it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.partial.is_symlink():
-            self.partial.unlink()
-        if self.partial.exists() and self.partial.stat().st_size == self.nbytes:
-            with self.partial.open("rb") as file:
-                if file.read(len(self._header)) == self._header:
-                    return True
-        self.partial.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.path.parent).free
-        if free < self.nbytes:
+        resumed = self._is_unfinished()
+        if not resumed:
+            self.partial.unlink(missing_ok=True)
+        there = (
+            getattr(self.partial.stat(), "st_blocks", 0) * 512 if resumed else 0
+        )  # it is sparse where nothing is yet
+        free, needed = shutil.disk_usage(self.path.parent).free, self.nbytes - there
+        if free < needed:
             raise OSError(
                 f"{self.path.parent} has {free / 1e9:.2f} GB free, but {self.path.name} takes "
-                f"{self.nbytes / 1e9:.2f} GB; make room, or choose another folder."
+                f"{needed / 1e9:.2f} GB; make room, or choose another folder."
             )
-        with self.partial.open("wb") as file:
-            file.write(self._header)
-            file.truncate(self.nbytes)
-        return False
+        if not resumed:
+            with self.partial.open("wb") as file:
+                file.write(self._header)
+                file.truncate(self.nbytes)
+        return resumed
+
+    def _is_unfinished(self) -> bool:
+        """Whether an earlier try left this very file."""
+        if self.partial.is_symlink() or not self.partial.exists() or self.partial.stat().st_size != self.nbytes:
+            return False
+        with self.partial.open("rb") as file:
+            return file.read(len(self._header)) == self._header
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """Write a tensor, given in any memory layout, at its place."""
+        """Write a tensor, in any memory layout, at its place. Raises OSError, naming the file, if that fails."""
         assert array.shape == self.shapes[name], name
         rows = max(1, _SLAB // max(1, _nbytes(array.shape[1:])))
-        with self.partial.open("rb+") as file:
-            file.seek(self.places[name])
-            for start in range(0, len(array), rows):
-                file.write(np.ascontiguousarray(array[start : start + rows], np.float32).data)
+        try:
+            with self.partial.open("rb+") as file:
+                file.seek(self.places[name])
+                for start in range(0, len(array), rows):
+                    file.write(np.ascontiguousarray(array[start : start + rows], np.float32).data)
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from None
 
     def get(self, name: str) -> np.ndarray:
         """What is at a tensor's place."""
@@ -132,13 +143,20 @@ def fill(
 
 
 @contextmanager
-def alone(path: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-    """Only one process at a time works on ``path``; the others wait, and say so."""
+def alone(path: Path, say: Callable[[str], None] = lambda line: None, *, locks: Path | None = None) -> Iterator[None]:
+    """Only one process at a time works on ``path``; the others wait, and say so.
+
+    Lock files are kept in ``locks``, else in the cache folder, or the system's temporary one if that cannot be written.
+    """
     from filelock import FileLock, Timeout
 
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = locks or cache_dir() / "locks"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / "simclr-locks"
+        folder.mkdir(exist_ok=True)
     lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=0)

@@ -24,12 +24,12 @@ _TRAILER = 5  # behind every block: one byte of compression, four of CRC
 _MASK = 0xA282EAD8
 
 # Bounds no honest file comes near (r152_3x_sk with all its slots: 3,300 tensors, names of 60 characters, 0.2 MB).
-MAX_INDEX_BYTES = 64 << 20
+MAX_INDEX_BYTES = 8 << 20
 MAX_TENSORS = 20_000
 MAX_SHARDS = 10_000
 MAX_NAME = 1024
 MAX_RANK = 16
-_MAX_NAME_GROWTH = 16  # names are stored without the prefix they share with the one before: all of them, times this
+_MAX_NAME_GROWTH = 8  # names are stored without the prefix they share with the one before: all of them, times this
 
 _DTYPES: dict[int, np.dtype[Any]] = {  # tensorflow/core/framework/types.proto
     1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i4"), 4: np.dtype("u1"), 5: np.dtype("<i2"),
@@ -189,8 +189,8 @@ def parse_index(index: bytes) -> tuple[int, dict[str, Entry]]:
         raise CheckpointError("The index has no header.")
     count = _header(value)
     entries: dict[str, Entry] = {}
-    for key, value in rows:
-        if len(entries) >= MAX_TENSORS:
+    for number, (key, value) in enumerate(rows):
+        if number >= MAX_TENSORS:
             raise CheckpointError(f"The index has more than {MAX_TENSORS:,} tensors.")
         try:
             name = key.decode()

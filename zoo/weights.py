@@ -106,7 +106,7 @@ def locate(
     )
     if isinstance(weights, str) and weights.startswith(HUB_SCHEME):
         return from_hub(weights.removeprefix(HUB_SCHEME), wanted)
-    if isinstance(weights, Path) or weights.endswith(".safetensors") or os.sep in weights:
+    if isinstance(weights, Path) or weights.endswith(".safetensors") or "/" in weights or os.sep in weights:
         return Path(weights)
     known = list_weights(spec)
     if weights not in known and not (weights.endswith(EMA) and weights.removesuffix(EMA) in known):
