@@ -75,6 +75,14 @@ def test_serving_needs_no_torch(serving: Path, tmp_path: Path) -> None:
     assert version.stdout == done.stdout
 
 
+def test_what_needs_torch_says_so_in_one_line(serving: Path, tmp_path: Path) -> None:
+    command = [serving / "simclr", "convert", "model.ckpt-1", "out.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this needs the package ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.fixture
 def page(serving: Path, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
