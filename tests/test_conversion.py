@@ -184,6 +184,17 @@ def test_unknown_weights_are_asked_for(tmp_path: Path) -> None:
         conversion.convert(FOLDER / "r18_cifar", tmp_path / "m.safetensors")
 
 
+def test_a_fine_tuned_model_needs_the_layer_it_reads(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(FOLDER / "r50_sk_ft")
+    headless = {name: checkpoint[name] for name in checkpoint if "head_contrastive" not in name}
+    prefix = write_checkpoint(tmp_path / "model.ckpt-751", headless)
+    with pytest.raises(ValueError, match="classify_from=1 needs a projection head"):
+        conversion.convert(prefix, tmp_path / "m.safetensors")
+    supervised = write_checkpoint(tmp_path / "model.ckpt-28151", headless)
+    conversion.convert(supervised, tmp_path / "m.safetensors")
+    assert zoo.load_file(tmp_path / "m.safetensors").projector is None
+
+
 def test_a_config_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"mine": 1}')
     config = conversion.convert(FOLDER / "r18_cifar", tmp_path / "m.safetensors", weights="pretrained")

@@ -239,14 +239,15 @@ def _category(source: Source, given: str | None) -> str | None:
 
 
 def _classify_from(shapes: Mapping[str, Any], layout: names.Layout, category: str | None) -> int:
-    has_head = any(name.startswith(layout.head) for name in shapes)
-    has_classifier = layout.classifier in shapes
-    if category is None and has_head and has_classifier:
+    """Which layer the classifier reads: the category tells; without a projection head it can only be the features."""
+    if layout.classifier not in shapes:
+        return 0
+    if category is None and any(name.startswith(layout.head) for name in shapes):
         raise ValueError(
             "Which weights are these? The classifier may read the features or a projection layer: "
             f"give --weights, one of {', '.join(CATEGORIES)}."
         )
-    return CATEGORIES[category].classify_from if category and has_head and has_classifier else 0
+    return CATEGORIES[category].classify_from if category else 0
 
 
 def _check_last_beta(source: Source) -> None:
