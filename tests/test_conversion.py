@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from reference.reference_weights import input_images
 
 import zoo
 from app.cli import main as simclr
-from zoo import conversion, convert, probe
+from zoo import conversion, convert, probe, registry
 from zoo.model_file import read_header
 from zoo.tf_checkpoint import find_prefix, open_checkpoint, shard_path
 
@@ -82,7 +84,7 @@ def test_header_and_config_tell_the_origin(tmp_path: Path) -> None:
             "source_sha256": _sha256(index),
             "step": 751,
             "paper_top1": None,  # the paper has no network of this width
-            "licence": "Apache-2.0",
+            "licence": None,  # nor is it one of the authors'
         }
     assert config["files"] == {"model.safetensors": _sha256(out)}
     assert str(tmp_path) not in json.dumps(config)
@@ -92,10 +94,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        conversion.convert(FOLDER / "r50_sk_ft", tmp_path / name / "model.safetensors", image_size=64)
-    assert _sha256(tmp_path / "a" / "model.safetensors") == _sha256(tmp_path / "b" / "model.safetensors")
+def test_the_same_source_gives_the_same_bytes_on_every_processor(tmp_path: Path) -> None:
+    for name, settings in (("a", {}), ("b", {"DNNL_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"})):
+        code = "import sys; from app.cli import main; main(sys.argv[1:])"
+        arguments = ["convert", str(FOLDER / "r50_sk_ft"), str(tmp_path / name / "m.safetensors"), "--image-size", "64"]
+        subprocess.run([sys.executable, "-c", code, *arguments], env=os.environ | settings, check=True)
+    assert _sha256(tmp_path / "a" / "m.safetensors") == _sha256(tmp_path / "b" / "m.safetensors")
+    shutil.copy(tmp_path / "b" / "config.json", tmp_path / "a")
+    assert conversion.verify(tmp_path / "a" / "m.safetensors").good
 
 
 def twin(name: str) -> zoo.Spec:
@@ -195,6 +201,28 @@ def test_a_fine_tuned_model_needs_the_layer_it_reads(tmp_path: Path) -> None:
     assert zoo.load_file(tmp_path / "m.safetensors").projector is None
 
 
+@pytest.mark.parametrize(
+    ("prefix", "classes", "authors"),
+    [
+        ("finetuned_1pct/r50_1x_sk0/model.ckpt-751", 1000, True),
+        ("my_run/model.ckpt-751", 10, False),
+        ("finetuned_1pct/model.ckpt-9000", 1000, False),
+    ],
+)
+def test_the_papers_figure_and_licence_are_for_the_authors_weights(
+    prefix: str, classes: int, authors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = registry.Row(zoo.Spec(50, 1 / 16), 0, finetuned_1pct=57.9, linear=1.0)
+    monkeypatch.setitem(registry.TABLE, "r50_0.0625x", row)
+    with torch.device("meta"):
+        network = zoo.SimCLR(zoo.Spec(50, 1 / 16), classify_from=1, num_classes=classes)
+    folder = tmp_path / prefix.replace("r50_1x_sk0", "narrow")
+    write_checkpoint(folder, RecordedVariables(published_shapes(network)))
+    config = json.loads(conversion.convert(folder, tmp_path / "out" / "m.safetensors").read_text())
+    assert config["facts"]["paper_top1"] == (57.9 if authors else None)
+    assert config["facts"]["licence"] == ("Apache-2.0" if authors else None)
+
+
 def test_a_config_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"mine": 1}')
     config = conversion.convert(FOLDER / "r18_cifar", tmp_path / "m.safetensors", weights="pretrained")
@@ -238,11 +266,19 @@ def test_verify_finds_a_flipped_bit_and_other_outputs(tmp_path: Path, capsys: py
     assert "DIFFERENT from config.json" in capsys.readouterr().out
     conversion.convert(FOLDER / "r50_sk_ft", out, image_size=64)
     model = zoo.load_file(out)
-    kept = read_header(out)["probe"]
+    kept = json.loads((tmp_path / "config.json").read_text())["probe"]
     with torch.no_grad():
         model.classifier.bias += 0.01
-    zoo.save_file(model, tmp_path / "other.safetensors", probe=kept)
-    verdict = conversion.verify(tmp_path / "other.safetensors")
+    zoo.save_file(model, out)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["files"] == {out.name: _sha256(out)}  # saving anew keeps the config true
+    assert conversion.verify(out).good
+    for hostile in ([1], {}, {"side": 64}, kept | {"logits": ["x"]}, kept | {"features": None}, kept | {"logits": [1]}):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"probe": hostile}))
+        with pytest.raises(ValueError, match="kept outputs"):
+            conversion.verify(out)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"probe": kept}))
+    verdict = conversion.verify(out)
     assert not verdict.good
     assert verdict.errors["features"] == 0
     assert verdict.errors["logits"] > probe.TOLERANCE
@@ -254,7 +290,7 @@ def test_a_file_without_kept_outputs(tiny_model: zoo.SimCLR, tmp_path: Path) -> 
     zoo.save_file(tiny_model, tmp_path / "own.safetensors")
     verdict = conversion.verify(tmp_path / "own.safetensors")
     assert verdict.good
-    assert any("none were kept" in line for line in verdict.lines())
+    assert any("none are kept" in line for line in verdict.lines())
 
 
 def test_probe_images_are_the_same_everywhere() -> None:
@@ -339,6 +375,21 @@ def test_port_names_are_those_of_the_published_files() -> None:
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("exploded",)
+
+
+def test_pickles_of_other_types_and_of_claims(tmp_path: Path) -> None:
+    model = port_model(zoo.Spec(50, 1 / 16))
+    port_pickle(model, tmp_path / "port.pth")
+    content = torch.load(tmp_path / "port.pth", weights_only=True)
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in content["resnet"].items()}
+    torch.save(content | {"resnet": half}, tmp_path / "half.pth")
+    conversion.convert(tmp_path / "half.pth", tmp_path / "half.safetensors")
+    weight = zoo.load_file(tmp_path / "half.safetensors").backbone.stem.layers[0].conv.weight
+    assert torch.equal(weight, model.backbone.stem.layers[0].conv.weight.bfloat16().float())
+    content["resnet"]["net.0.0.weight"] = torch.zeros(1).expand(10**7, 10**6)
+    torch.save(content, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match=r"net\.0\.0\.weight claims more than the file holds"):
+        conversion.convert(tmp_path / "bomb.pth", tmp_path / "out.safetensors")
 
 
 def test_hostile_pickles_do_nothing(

@@ -1,8 +1,10 @@
 """Models pushed to a Hub and loaded from it, with the real client against a server on loopback; the model card."""
 
+import http.server
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hub_server import HubServer
 import zoo
 from app.cli import main as simclr
 from export import to_onnx
-from zoo import hub, registry
+from zoo import hub, probe, registry
 from zoo.card import model_card
 
 REPO = "me/simclrv2-r18_0.0625x-pretrained"
@@ -195,6 +197,78 @@ def test_another_model_in_its_place(server: HubServer) -> None:
         load()
 
 
+def test_other_files_of_a_repository_stay(server: HubServer, model: zoo.SimCLR) -> None:
+    api = huggingface_hub.HfApi(endpoint=server.url)
+    api.create_repo(REPO)
+    others = ("models/other.safetensors", "model_fp16.onnx", "model-card/extra.index.json", "notes.md")
+    for path in others:
+        api.upload_file(repo_id=REPO, path_or_fileobj=path.encode(), path_in_repo=path)
+    zoo.push(model, REPO)
+    zoo.push(changed(model), REPO)
+    assert set(others) < set(server.files(REPO))
+
+
+def test_outputs_that_differ_in_their_last_bits_are_no_change(
+    server: HubServer, model: zoo.SimCLR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do between machines."""
+    first = zoo.push(model, REPO)
+    real = probe.outputs
+    monkeypatch.setattr(probe, "outputs", lambda model: real(model) | {"logits": [0.1]})
+    assert zoo.push(model, REPO) == first
+    monkeypatch.setattr(probe, "outputs", real)
+    model.classes = ("a", "b", "c")
+    assert zoo.push(model, REPO) != first
+
+
+def test_a_sharded_model_of_other_weights(server: HubServer, model: zoo.SimCLR) -> None:
+    model.facts["weights"] = "finetuned_1pct"
+    zoo.push(model, REPO, shard_bytes=100_000)
+    with pytest.raises(zoo.TamperedError, match="holds the weights 'finetuned_1pct', not 'pretrained'"):
+        load()
+
+
+def test_the_config_of_shards_is_locked(server: HubServer, model: zoo.SimCLR, tmp_path: Path) -> None:
+    zoo.push(model, REPO, shard_bytes=100_000)
+    load()
+    config = next((tmp_path / "cache").rglob("config.json"))
+    told = json.loads(config.read_text())
+    config.resolve().write_text(json.dumps(told | {"image_size": 49}))
+    with pytest.raises(zoo.TamperedError, match=r"config\.json has the SHA-256"):
+        load()
+
+
+@pytest.mark.parametrize("answer", [b"<html>log in</html>", b"[]", b"{}", b'{"siblings": 3}'])
+def test_a_server_that_is_no_hub(answer: bytes, model: zoo.SimCLR, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A captive portal, a wrong address: one line, and the next source is asked."""
+
+    class Portal(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Portal) as portal:
+        thread = threading.Thread(target=portal.serve_forever)
+        thread.start()
+        try:
+            monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{portal.server_port}")
+            with pytest.raises(zoo.WeightsNotFoundError, match=r"Hub: .*\n.*authors' bucket: "):
+                load(namespace="me")
+            with pytest.raises(hub.HubError):
+                zoo.push(model, REPO, token="hf_x")
+        finally:
+            portal.shutdown()
+            thread.join()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -298,15 +372,19 @@ def test_card_of_a_published_model() -> None:
 def test_card_of_an_unknown_model(tiny_model: zoo.SimCLR) -> None:
     text = model_card(tiny_model, "me/x")
     assert "Nothing was measured" in text
-    for wrong in ({"dataset": "x", "top1": 0.5}, {"dataset": "x", "top1": 65.5, "images": 3}):
-        with pytest.raises(ValueError, match=r"missing|from 0 to 1"):
-            model_card(tiny_model, "me/x", [wrong])
+    good = {"dataset": "x", "top1": 0.5, "images": 3}
+    for wrong in ({"images": "3"}, {"top1": 65.5}, {"top1": None}, {"top5": "1"}, {"interval": [0.1]}, {"interval": 3}):
+        with pytest.raises(ValueError, match=r"A measurement's (figures|images|interval)"):
+            model_card(tiny_model, "me/x", [good | wrong])
+    with pytest.raises(ValueError, match="images is missing"):
+        model_card(tiny_model, "me/x", [{"dataset": "x", "top1": 0.5}])
 
 
 def test_the_cards_snippet_runs(
     tiny_model: zoo.SimCLR, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the repository's files where the client keeps them."""
+    monkeypatch.delitem(registry.TABLE, TINY.name)
     monkeypatch.chdir(tmp_path)
     zoo.save_file(tiny_model, tmp_path / "repo" / "model.safetensors")
     (tmp_path / "repo" / "config.json").write_text("{}")

@@ -1,5 +1,6 @@
 """Where weights come from: the authors' bucket (and what goes wrong on the way), the cache (and what is done to it)."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ def narrow_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds between tries, not waited for."""
     seconds: list[float] = []
-    monkeypatch.setattr(bucket, "sleep", seconds.append)
+    monkeypatch.setattr(bucket.Bucket, "_wait", lambda self, wait: seconds.append(wait))
     return seconds
 
 
@@ -70,7 +71,8 @@ def sha256(tmp_path: Path, server: BucketServer) -> str:
     """Of what must be in the cache in the end: what a conversion of the files themselves gives."""
     checkpoint = conversion.open_checkpoint(next((tmp_path / "published").rglob("*.index")))
     prefix = f"simclrv2/pretrained/{SPEC.authors_name}/model.ckpt-250228"
-    source = conversion.tensorflow_source(checkpoint, prefix, prefix)
+    source = conversion.tensorflow_source(checkpoint, prefix)
+    source = dataclasses.replace(source, origin=prefix, published=True)
     conversion.write(source, tmp_path / "direct" / "model.safetensors")
     return sha256_of(tmp_path / "direct" / "model.safetensors")
 
@@ -255,6 +257,30 @@ def test_distilled_ones_are_looked_up(server: BucketServer, tmp_path: Path) -> N
     assert (model.facts["step"], model.facts["paper_top1"]) == (9, 7.0)
 
 
+@pytest.mark.parametrize(
+    "answer", [b'{"items":[1]}', b'{"items":[{}]}', b"null", b"[" * 100_000, b'{"nextPageToken":"x"}', b"<html>"]
+)
+def test_a_listing_that_is_none(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket.Bucket, "_fetch", lambda self, url, *_, **__: bytearray(answer))
+    with bucket.Bucket("http://127.0.0.1:9") as connection, pytest.raises(bucket.BucketError, match="list of objects"):
+        connection.names("simclrv2/")
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1:9", "ftp://127.0.0.1", "file:///tmp", "http://", "http://[::"])
+def test_an_endpoint_that_is_none(endpoint: str, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    monkeypatch.setenv("SIMCLR_BUCKET_ENDPOINT", endpoint)
+    with pytest.raises(zoo.WeightsNotFoundError, match="no connection"):
+        zoo.load(NAME)
+    assert not waits
+
+
+def test_stopping_ends_the_waiting(server: BucketServer) -> None:
+    with bucket.Bucket(server.url) as connection:
+        connection.stop()
+        with pytest.raises(bucket.BucketError, match="stopped"):
+            connection.names("simclrv2/")
+
+
 def test_the_listing_has_pages(tmp_path: Path) -> None:
     for k in range(7):
         path = tmp_path / "simclrv2" / "x" / f"{k}.index"
@@ -297,7 +323,7 @@ def test_first_use_is_recorded_and_then_checked(filled: Path, tmp_path: Path) ->
     (filled.parent / "config.json").unlink()  # whoever changes the one can take the other away
     with pytest.raises(zoo.TamperedError, match=r"from its first use. If the change is meant: simclr lock --forget"):
         zoo.load(NAME)
-    lock.record(lock.lock_path(tmp_path / "cache"), f"{NAME}:pretrained", None)
+    lock.forget(lock.lock_path(tmp_path / "cache"), f"{NAME}:pretrained")
     zoo.load(NAME)
 
 
@@ -366,6 +392,48 @@ def test_a_damaged_lock_file_is_said(filled: Path, tmp_path: Path) -> None:
         zoo.load(NAME)
 
 
+def test_a_file_given_by_its_path_is_compared_with_its_config(filled: Path) -> None:
+    assert zoo.load(NAME, weights=filled).spec == SPEC
+    assert zoo.load(NAME, weights=str(filled.parent)).spec == SPEC
+    with pytest.raises(ValueError, match="is for weights from the Hub"):
+        zoo.load(NAME, weights=filled, revision="v1")
+    flip(filled)
+    for path in (filled, filled.parent):
+        with pytest.raises(zoo.TamperedError, match="the config beside it"):
+            zoo.load(NAME, weights=path)
+
+
+def test_a_folder_that_is_a_link_is_not_written_through(server: BucketServer, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "cache" / NAME).mkdir(parents=True)
+    (tmp_path / "cache" / NAME / "pretrained").symlink_to(tmp_path / "outside")
+    with pytest.raises(zoo.TamperedError, match="leads out of the cache"):
+        zoo.load(NAME)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_the_first_of_two_first_uses_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process records between our look and our record."""
+    real, looks = lock.read, []
+
+    def read(where: Path) -> dict[str, dict[str, str]]:
+        looks.append(where)
+        if len(looks) == 2:
+            lock._write(where, {"x": {"model.safetensors": "theirs"}})
+        return real(where)
+
+    monkeypatch.setattr(lock, "read", read)
+    with pytest.raises(zoo.TamperedError, match="has theirs for it from its first use"):
+        lock.check(tmp_path / "two.lock", "x", {"model.safetensors": "ours"})
+
+
+def test_locks_where_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    with stream.alone(tmp_path / "x", locks=tmp_path / "file" / "locks"):
+        assert len(list((tmp_path / "temporary").rglob("*.lock"))) == 1
+
+
 def test_a_lock_file_of_ones_own(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMCLR_LOCK", str(tmp_path / "project" / "simclr.lock"))
     zoo.load(NAME)
@@ -392,6 +460,17 @@ def command(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
+def test_bundling_what_was_put_into_the_cache_by_hand(tmp_path: Path) -> None:
+    file = cached(tmp_path)
+    zoo.save_file(zoo.create(SPEC, num_classes=3, seed=0).eval(), file)
+    assert command("bundle", NAME, tmp_path / "out") == 0
+    assert zoo.load(NAME, cache_dir=tmp_path / "out", local_files_only=True).num_classes == 3
+    zoo.save_file(zoo.create(SPEC, num_classes=4, seed=0).eval(), file)
+    (tmp_path / "cache" / "simclr.lock").unlink()
+    assert command("bundle", NAME, tmp_path / "out") == 2  # the bundle has other content under this name
+    assert zoo.load(NAME, cache_dir=tmp_path / "out", local_files_only=True).num_classes == 3
+
+
 def test_pull_and_lock(server: BucketServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("pull", NAME) == 0
     assert str(cached(tmp_path).parent) in capsys.readouterr().out
@@ -401,6 +480,8 @@ def test_pull_and_lock(server: BucketServer, tmp_path: Path, capsys: pytest.Capt
     assert NAME not in capsys.readouterr().out
     assert command("lock", "--forget", NAME) == 2
     assert f"has nothing about {NAME}:pretrained" in capsys.readouterr().err
+    assert command("lock", "--forget") == 2
+    assert "--forget what?" in capsys.readouterr().err
     assert command("lock", NAME) == 0
     assert NAME in capsys.readouterr().out
     assert command("pull", f"{NAME}:best") == 2

@@ -1,16 +1,15 @@
 """The authors' public bucket: checkpoints of which only the wanted tensors are fetched, by HTTP range requests."""
 
-import json
 import os
 import re
-from time import sleep
+from threading import Event
 from types import TracebackType
-from typing import Any
 
 import httpx
 import numpy as np
 
 import zoo
+from zoo.files import json_object
 from zoo.registry import CATEGORIES, Spec
 from zoo.tf_checkpoint import MAX_INDEX_BYTES, Checkpoint, newest_of
 
@@ -19,7 +18,8 @@ BUCKET = "simclr-checkpoints"
 _TRIES = 6  # in a row without a byte, before giving up
 _LONGEST_WAIT = 30.0  # seconds between two
 _PIECE = 1 << 16
-_MAX_LISTED = 20_000
+_MAX_PAGES = 100
+_MAX_PAGE_BYTES = 16 << 20
 
 
 class BucketError(OSError):
@@ -36,7 +36,8 @@ class Bucket:
     def __init__(self, endpoint: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("SIMCLR_BUCKET_ENDPOINT") or ENDPOINT).rstrip("/")
         agent = {"User-Agent": f"simclrv2/{zoo.__version__}", "Accept-Encoding": "identity"}
-        self._client = httpx.Client(timeout=httpx.Timeout(30.0, connect=10.0), headers=agent)
+        self._client = httpx.Client(timeout=10.0, headers=agent)
+        self._stopped = Event()
 
     def __enter__(self) -> "Bucket":
         return self
@@ -45,6 +46,10 @@ class Bucket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.close()
+
+    def stop(self) -> None:
+        """Make requests of other threads end: at once where they wait, else within the ten seconds of a time-out."""
+        self._stopped.set()
 
     def open_checkpoint(self, prefix: str) -> Checkpoint:
         """The checkpoint at ``prefix``; its index is fetched now, tensors when they are asked for.
@@ -81,23 +86,18 @@ class Bucket:
         """Names of objects that start with ``prefix``, in order."""
         found: list[str] = []
         token = ""
-        while True:
+        for _ in range(_MAX_PAGES):
             query = {"prefix": prefix, "fields": "items(name),nextPageToken"} | ({"pageToken": token} if token else {})
             url = f"{self.endpoint}/storage/v1/b/{BUCKET}/o?{httpx.QueryParams(query)}"
-            answer = self._json(url)
-            found += [str(item["name"]) for item in answer.get("items", ())]
-            token = str(answer.get("nextPageToken", ""))
-            if not token or len(found) > _MAX_LISTED:
+            try:
+                answer = json_object(bytes(self._fetch(url, 0, None, limit=_MAX_PAGE_BYTES)))
+                found += [str(item["name"]) for item in answer.get("items", ())]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BucketError(f"{url}: not a list of objects ({type(error).__name__})") from None
+            token = str(answer.get("nextPageToken") or "")
+            if not token:
                 return found
-
-    def _json(self, url: str) -> dict[str, Any]:
-        try:
-            answer = json.loads(self._fetch(url, 0, None, limit=64 << 20))
-            if isinstance(answer, dict):
-                return answer
-        except ValueError:
-            pass
-        raise BucketError(f"{url}: not a list of objects")
+        raise BucketError(f"{self._url(prefix)}: the list of objects does not end")
 
     def read(self, path: str, *, limit: int) -> bytes:
         """A whole small object. Raises BucketError if it is larger than ``limit``."""
@@ -125,7 +125,7 @@ class Bucket:
         """``size`` bytes from ``offset`` (None: the whole object), across as many requests as it takes."""
         data = bytearray()
         failures = 0
-        while True:
+        while not self._stopped.is_set():
             begin, wait = len(data), 0.0
             try:
                 self._request(url, offset, size, data, limit, total)
@@ -134,7 +134,7 @@ class Bucket:
                 reason = f"{len(data)} bytes came instead of {size}"
             except _TryAgainError as error:
                 reason, wait = str(error), error.wait
-            except httpx.ConnectError as error:
+            except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 raise BucketError(f"{url}: no connection ({error})") from None
             except httpx.HTTPError as error:
                 reason = f"{type(error).__name__} {error}".rstrip()
@@ -144,7 +144,11 @@ class Bucket:
             if failures >= _TRIES:
                 raise BucketError(f"{url}: {reason} (tried {_TRIES} times)")
             if failures:
-                sleep(min(max(wait, 0.25 * 2**failures), _LONGEST_WAIT))
+                self._wait(min(max(wait, 0.25 * 2**failures), _LONGEST_WAIT))
+        raise BucketError(f"{url}: stopped")
+
+    def _wait(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
 
     def _request(
         self, url: str, offset: int, size: int | None, data: bytearray, limit: int, total: list[int] | None
@@ -168,6 +172,8 @@ class Bucket:
                 if total is not None:
                     total[:] = [int(told[2])]
             for piece in answer.iter_bytes(_PIECE):
+                if self._stopped.is_set():
+                    return
                 if len(data) + len(piece) > limit and size is None:
                     raise BucketError(f"{url}: larger than {limit:,} bytes")
                 data += piece[: limit - len(data)]

@@ -5,8 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from zoo import lock
-from zoo.files import written_whole
-from zoo.model_file import CONFIG_FILE, MODEL_FILE, config_of, read_header, sha256_of, write_config
+from zoo.files import check_room, written_whole
+from zoo.model_file import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    SHARD_INDEX,
+    config_of,
+    config_path,
+    known_sha256,
+    read_config,
+    read_header,
+    sha256_of,
+    write_config,
+)
 from zoo.registry import spec as find_spec
 from zoo.sources import Wanted, cached
 from zoo.weights import locate
@@ -15,33 +26,42 @@ _README = """\
 Weights for simclrv2, to be used without a network:
 
     import zoo
-    model = zoo.load("{model}", weights="{weights}", cache_dir="path/to/this/folder")
+    model = zoo.load(NAME, weights=WEIGHTS, cache_dir="path/to/this/folder")
 
-or set SIMCLR_CACHE to this folder. simclr.lock has the SHA-256 of every file; they are checked at every load.
+or set SIMCLR_CACHE to this folder. simclr.lock tells names and weights (NAME:WEIGHTS) and the SHA-256 of every file;
+they are checked at every load.
 """
 
 
 def add(out: Path, model: str, weights: str, **options: Any) -> Path:
     """Put weights, fetched if need be (``options`` as for ``zoo.load``), into the bundle ``out``; where they are there.
 
-    Raises what ``zoo.load`` raises; OSError if ``out`` cannot be written. A bundle that has them already is checked.
+    Raises what ``zoo.load`` raises, TamperedError if the bundle has other content under this name already, OSError if
+    ``out`` cannot be written.
     """
     source = locate(model, weights=weights, **options)
+    whole = source / MODEL_FILE if source.is_dir() else source
+    shards = [] if whole.exists() else [*sorted(source.glob("model-*.safetensors")), source / SHARD_INDEX]
+    files = {MODEL_FILE: whole} if whole.exists() else {file.name: file for file in shards}
+    check_room(out, sum(file.stat().st_size for file in files.values()), f"{model}:{weights}")
+    hashes = {name: sha256_of(file) for name, file in files.items()}
     folder = out / model / weights
-    files = [source] if source.is_file() else sorted(source.glob("model*"))
-    hashes = {}
-    for file in files:
-        target = folder / (MODEL_FILE if source.is_file() else file.name)
-        with written_whole(target) as temporary:
+    lock.check(out / lock.LOCK_FILE, f"{model}:{weights}", hashes | ({} if whole.exists() else _of_config(source)))
+    for name, file in files.items():
+        with written_whole(folder / name) as temporary:
             shutil.copyfile(file, temporary)
-        if target.suffix == ".safetensors" or target.name.endswith(".index.json"):
-            hashes[target.name] = sha256_of(target)
-    if source.is_file():  # its config names the file, which has another name here
-        write_config(folder / CONFIG_FILE, config_of(read_header(source), hashes))
+    if whole.exists():  # its config names the file, which may have another name here, or there is none
+        config = config_of(read_header(whole), hashes)
+        if known_sha256(whole) is not None:
+            config = read_config(config_path(whole)) | {"files": hashes}
+        write_config(folder / CONFIG_FILE, config)
     else:
         with written_whole(folder / CONFIG_FILE) as temporary:
             shutil.copyfile(source / CONFIG_FILE, temporary)
-    lock.record(out / lock.LOCK_FILE, f"{model}:{weights}", hashes)
     with written_whole(out / "README.txt") as temporary:
-        temporary.write_text(_README.format(model=model, weights=weights), encoding="utf-8")
+        temporary.write_text(_README, encoding="utf-8")
     return cached(Wanted(find_spec(model), weights, cache=out, local_files_only=True))
+
+
+def _of_config(source: Path) -> dict[str, str]:
+    return {CONFIG_FILE: sha256_of(source / CONFIG_FILE)}

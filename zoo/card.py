@@ -23,16 +23,25 @@ def model_card(model: SimCLR, repo_id: str, measured: Sequence[Mapping[str, Any]
     from huggingface_hub import ModelCard
 
     for entry in measured:
-        missing = [key for key in ("dataset", "top1", "images") if key not in entry]
-        if missing:
-            raise ValueError(
-                f"A measurement needs dataset, top1 and images; {', '.join(missing)} is missing in {entry}."
-            )
-        if not 0 <= entry["top1"] <= 1:
-            raise ValueError(f"A measurement's top1 is from 0 to 1, not {entry['top1']!r}.")
+        _check(entry)
     sections = (_title(model), _accuracy(model, measured), _use(model, repo_id, onnx), _data(model), _limits(model))
     text = "\n\n".join(section for section in sections if section)
     return str(ModelCard(f"---\n{_metadata(model, repo_id, measured)}\n---\n\n{text}\n"))
+
+
+def _check(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError for what is no measurement."""
+    missing = [key for key in ("dataset", "top1", "images") if key not in entry]
+    if missing:
+        raise ValueError(f"A measurement needs dataset, top1 and images; {', '.join(missing)} is missing in {entry}.")
+    interval = entry.get("interval") or (0, 1)
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        raise ValueError(f"A measurement's interval is a lower and an upper bound, not {interval!r}.")
+    for value in (entry["top1"], entry.get("top5") or 0, *interval):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"A measurement's figures are from 0 to 1, not {value!r}.")
+    if isinstance(entry["images"], bool) or not isinstance(entry["images"], int):
+        raise ValueError(f"A measurement's images are counted, not {entry['images']!r}.")
 
 
 def _metadata(model: SimCLR, repo_id: str, measured: Sequence[Mapping[str, Any]]) -> str:
@@ -107,7 +116,7 @@ def _use(model: SimCLR, repo_id: str, onnx: bool) -> str:
         "import torch",
         "import zoo  # pip install simclrv2",
         "",
-        f'model = zoo.load("{model.spec.name}", weights="hf://{repo_id}")',
+        f'model = zoo.load({_named(model)}, weights="hf://{repo_id}")',
         'image = torch.from_numpy(zoo.preprocess("photo.jpg", model.image_size))[None]',
         "with torch.no_grad():",
         "    output = model(image)",
@@ -125,14 +134,23 @@ def _use(model: SimCLR, repo_id: str, onnx: bool) -> str:
     return "\n".join(lines)
 
 
+def _named(model: SimCLR) -> str:
+    """How to call its architecture: by name, where it has one."""
+    spec = model.spec
+    if spec.facts is not None:
+        return f'"{spec.name}"'
+    return f"zoo.Spec({spec.depth}, {spec.width:g}{', True' if spec.sk else ''})"
+
+
 def _data(model: SimCLR) -> str:
     facts = model.facts
     lines = ["## Origin", ""]
     if facts.get("source_sha256"):
         lines += [
-            f"Converted from the authors' checkpoint `{facts.get('source')}`, step {facts.get('step')}"
+            f"Converted from the checkpoint `{facts.get('source')}`"
+            f"{'' if facts.get('step') is None else ', step ' + str(facts['step'])}"
             f"{', moving averages' if facts.get('ema') else ''}; SHA-256 of its source: `{facts['source_sha256']}`. "
-            "The values are theirs to the last bit; the network was compared with outputs of their TensorFlow code.",
+            "simclrv2's network gives what the authors' TensorFlow code gives for the same values, to 1e-5.",
         ]
     elif facts.get("stage"):
         images = facts.get("training_images")

@@ -135,12 +135,11 @@ def lock(names: tuple[str, ...], forget: bool, cache_dir: Path | None, **options
     from zoo.files import cache_dir as default_cache_dir
 
     path = locks.lock_path(cache_dir or default_cache_dir())
+    if forget and not names:
+        raise ValueError("--forget what? Give names, such as r50_1x:pretrained.")
     for name in names:
         if forget:
-            key = name if name.startswith("hf://") else ":".join(_name(name))
-            if key not in locks.read(path):
-                raise ValueError(f"{path} has nothing about {key}.")
-            locks.record(path, key, None)
+            locks.forget(path, name if name.startswith("hf://") else ":".join(_name(name)))
         else:
             from zoo.weights import locate
 

@@ -1,7 +1,7 @@
 """A checkpoint from elsewhere in, one safetensors file of ours out, with its origin, and outputs to verify it by."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ class Source:
     path: str  # what its category and model may be read from
     sha256: str  # of the .index, which holds every tensor's CRC; of the whole file for a pickle
     step: int | None
+    published: bool = False  # it comes from where the authors keep it
+    stop: Callable[[], None] = lambda: None  # makes reads that are under way end soon
 
 
 def convert(
@@ -70,6 +72,8 @@ def convert(
 @contextmanager
 def opened(path: Path, *, ema: bool = False) -> Iterator[Source]:
     """A source on this machine. Raises ValueError for what is none."""
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} is a safetensors file already; zoo.load_file reads it if it is one of this zoo.")
     if path.is_file() and path.suffix in pickles.ENDINGS:
         if ema:
             raise ValueError(f"{path} holds one set of weights; leave --ema out.")
@@ -80,13 +84,12 @@ def opened(path: Path, *, ema: bool = False) -> Iterator[Source]:
     yield tensorflow_source(checkpoint, str(find_prefix(path).resolve()))
 
 
-def tensorflow_source(checkpoint: Checkpoint, path: str, origin: str | None = None) -> Source:
-    """A TensorFlow checkpoint as a source. ``path``: its prefix; ``origin``: as told, the prefix's name by default."""
+def tensorflow_source(checkpoint: Checkpoint, path: str) -> Source:
+    """A TensorFlow checkpoint as a source. ``path``: its prefix, of which its facts tell the last part."""
     name = re.split(r"[/\\]", path)[-1]
-    step = re.search(r"-(\d+)$", name)
-    return Source(
-        checkpoint, names.TENSORFLOW, origin or name, path, checkpoint.index_sha256, int(step[1]) if step else None
-    )
+    found = re.search(r"-(\d+)$", name)
+    step = int(found[1]) if found else None
+    return Source(checkpoint, names.TENSORFLOW, name, path, checkpoint.index_sha256, step)
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -131,6 +134,8 @@ def write(
     workers: int = 2,
 ) -> Path:
     """``convert`` of a source that is open. ``keep_unfinished``: what is interrupted goes on at the next call."""
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file in it, such as {out / model_file.MODEL_FILE}.")
     if weights is not None and weights.endswith(EMA):
         weights, ema = weights.removesuffix(EMA), True
     shapes = names.shapes_of(source.variables)
@@ -147,19 +152,31 @@ def write(
     if num_classes and plan.model.num_classes != num_classes:
         raise ValueError(f"The classifier has {plan.model.num_classes or 'no'} classes, not {num_classes}.")
     _check_last_beta(source)
-    spec = plan.model.spec
-    in_table = spec.facts is not None and not ema
+    averages = ema or (source.layout is names.PORT and "_ema" in Path(source.path).stem)
+    authors = category is not None and _is_the_authors(source, plan.model, category)
     plan.model.facts = {
         "weights": category,
-        "ema": ema or (source.layout is names.PORT and "_ema" in source.path),
+        "ema": averages,
         "source": source.origin,
         "source_sha256": source.sha256,
         "step": source.step,
-        "paper_top1": paper_top1(spec, category) if in_table and category else None,
-        "licence": LICENCE,
+        "paper_top1": paper_top1(plan.model.spec, category) if authors and category and not averages else None,
+        "licence": LICENCE if authors else None,
     }
     with stream.alone(out):
         return _write(plan, source, out, to=to, keep_unfinished=keep_unfinished, workers=workers)
+
+
+def _is_the_authors(source: Source, model: SimCLR, category: str) -> bool:
+    """Whether it is a published one, or looks like one: model, classes and step are. What others trained gets neither
+    the authors' licence nor the paper's figure.
+    """
+    if source.published:
+        return True
+    published = paper_top1(model.spec, category) is not None and model.num_classes in (1000, None)
+    if source.layout is names.PORT:  # made of the pretrained ones
+        return published
+    return published and CATEGORIES[category].step in (None, source.step)
 
 
 def _write(plan: names.Plan, source: Source, out: Path, *, to: str, keep_unfinished: bool, workers: int) -> Path:
@@ -179,19 +196,15 @@ def _write(plan: names.Plan, source: Source, out: Path, *, to: str, keep_unfinis
         return entries is not None and _fits(plan.layout.restore(array), entries[plan.sources[written[name]]].crc32c)
 
     try:
-        stream.fill(target, read, is_right, resume=target.begin(), workers=workers, title=out.name)
-        kept = None if theirs else probe.outputs(model_file.load_file(target.partial))
+        stream.fill(target, read, is_right, resume=target.begin(), stop=source.stop, workers=workers, title=out.name)
+        kept = {} if theirs else {"probe": probe.outputs(model_file.load_file(target.partial))}
     except BaseException:
         if not keep_unfinished:
             target.partial.unlink(missing_ok=True)
         raise
-    if kept is not None:
-        told = model_file.metadata(plan.model, probe=kept)
     config = model_file.config_path(out)
-    sha256 = target.finish(told)
-    model_file.write_config(
-        config, model_file.config_of(model_file.describe(plan.model), {out.name: sha256}) | {"layout": to}
-    )
+    about = model_file.config_of(model_file.describe(plan.model), {out.name: target.finish()})
+    model_file.write_config(config, about | {"layout": to} | kept)
     sync_folder(out.parent)
     return config
 
@@ -202,14 +215,14 @@ def _fits(array: np.ndarray, crc: int) -> bool:
 
 def _model(source: Source, given: str | Spec | None) -> Spec | None:
     """The model asked for, or that the path speaks of. Raises ValueError if they contradict each other."""
-    told = re.search(r"(?:^|[/\\._-])(r\d+_\dx_sk[01])(?=$|[/\\._-])", source.path)
+    told = re.findall(r"(?:^|[/\\._-])(r\d+_\dx_sk[01])(?=$|[/\\._-])", source.path)
     wanted = find_spec(given) if given is not None else None
-    if told is None:
-        return wanted
     try:
-        spoken = find_spec(told[1])
+        spoken = find_spec(told[-1]) if told else wanted  # the nearest
     except ValueError:
         return wanted
+    if spoken is None:
+        return None
     if wanted is not None and wanted != spoken:
         raise ValueError(f"{source.path} speaks of {spoken.name}, but {wanted.name} was asked for; which is it?")
     return spoken
@@ -262,8 +275,8 @@ class Verdict:
     """What ``verify`` found; ``errors`` are relative, in norm, of the kept outputs."""
 
     sha256: str
-    known: str | None  # SHA-256 in config.json
-    model: SimCLR
+    known: str | None  # SHA-256 in the config beside the file
+    tensors: str  # what was found of them
     errors: dict[str, float]
 
     @property
@@ -272,11 +285,11 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """One line for each thing looked at."""
-        told = {None: "not known (no config.json)", self.sha256: "as in config.json"}
+        told = {None: "not known (no config is about this file)", self.sha256: "as in config.json"}
         lines = [f"SHA-256   {told.get(self.known, f'DIFFERENT from config.json: {self.known}')}: {self.sha256}"]
-        lines.append(f"tensors   all {len(self.model.state_dict())} fit {self.model.spec.name}")
+        lines.append(f"tensors   {self.tensors}")
         if not self.errors:
-            lines.append("outputs   none were kept when this file was made")
+            lines.append("outputs   none are kept to compare with")
         for name, error in self.errors.items():
             verdict = "as kept" if error <= probe.TOLERANCE else f"DIFFERENT (allowed {probe.TOLERANCE:g})"
             lines.append(f"outputs   {name}: {verdict}, relative error {error:.1e}")
@@ -284,15 +297,24 @@ class Verdict:
 
 
 def verify(path: str | Path) -> Verdict:
-    """Look at a model's file: its hash, every tensor, its outputs on generated images against those kept in it.
+    """Look at a model's file: its hash, every tensor, its outputs on generated images against those kept with it.
 
-    Raises ValueError for what cannot be loaded; a file that loads and differs is not ``good``.
+    Hash and outputs are compared with the config beside the file. Raises ValueError for what cannot be loaded; a file
+    that loads and differs is not ``good``. One whose hash is wrong is not looked into further.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file.")
+    known, sha256 = model_file.known_sha256(path), model_file.sha256_of(path)
+    config = model_file.read_config(model_file.config_path(path)) if known is not None else {}
+    if known not in (None, sha256):
+        return Verdict(sha256, known, "not looked at", {})
+    if config.get("layout") == "torchvision":
+        return Verdict(sha256, known, "under torchvision's names, not looked at", {})
     model = model_file.load_file(path)
-    kept = model_file.read_header(path).get("probe")
-    errors = probe.compare(probe.outputs(model), kept) if kept else {}
-    return Verdict(model_file.sha256_of(path), model_file.known_sha256(path), model, errors)
+    kept = config.get("probe")
+    errors = probe.compare(probe.outputs(model), kept) if kept is not None else {}
+    return Verdict(sha256, known, f"all {len(model.state_dict())} fit {model.spec.name}", errors)
 
 
 __all__ = ["CheckpointError", "Source", "Verdict", "convert", "opened", "tensorflow_source", "verify", "write"]

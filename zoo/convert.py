@@ -262,6 +262,8 @@ def _plan(
     classifier: bool,
 ) -> Plan:
     plain = {name for name in shapes if not layout.ignored(name)}
+    if ema and not any(name.startswith(_EMA) for name in shapes):
+        raise ValueError("There are no moving averages in this checkpoint; take the weights themselves.")
     kernel = shapes[layout.classifier] if layout.classifier in plain else None
     if kernel is not None and len(kernel) != 2:
         raise _MisfitError(f"{layout.classifier} has the shape {kernel}, which is no dense kernel's.")

@@ -1,10 +1,13 @@
 """Where files are kept, and how they appear: whole or not at all; written aside, synced, renamed."""
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -46,6 +49,29 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def json_object(text: str | bytes) -> dict[str, Any]:
+    """The JSON object in a text that may be anything. Raises ValueError if it is none."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"not a JSON object but {type(found).__name__}")
+    return found
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Raise OSError, with the sizes, if a folder's disk has no room for ``needed`` bytes of ``what``."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder} has {free / 1e9:.2f} GB free, but {what} takes {needed / 1e9:.2f} GB; make room, or choose "
+            "another folder."
+        )
 
 
 def sync_folder(folder: Path) -> None:

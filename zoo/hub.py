@@ -8,11 +8,12 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from zoo import card, probe, stream
-from zoo.files import platform_cache_dir
+from zoo.files import check_room, platform_cache_dir
 from zoo.model_file import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -20,6 +21,8 @@ from zoo.model_file import (
     config_of,
     describe,
     metadata,
+    read_config,
+    read_shards,
     sha256_of,
     weights_sha256,
     write_config,
@@ -27,7 +30,7 @@ from zoo.model_file import (
 from zoo.simclr import SimCLR
 
 _PATTERNS = [CONFIG_FILE, "model*.safetensors", SHARD_INDEX]
-_OURS = r"model.*\.(safetensors|onnx|index\.json)"  # removed from a repository when a push has them no more
+_OURS = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx"  # what a push replaces
 _SHARD_BYTES = 5_000_000_000
 _NO_XET = "This Hub does not speak Xet, the client's way to send large files; set HF_HUB_DISABLE_XET=1 and try again."
 
@@ -67,10 +70,23 @@ def fetch(repo_id: str, *, revision: str | None, cache: Path, offline: bool) -> 
                 pass
         if offline:
             raise HubError(f"{repo_id}: not downloaded yet, and offline (local_files_only, or HF_HUB_OFFLINE)")
+        _check_room(repo_id, revision, cache)
         folder = Path(snapshot_download(repo_id, **options))
     if not _complete(folder):
         raise HubError(f"{repo_id}: has no {CONFIG_FILE} with a {MODEL_FILE}")
     return folder
+
+
+def _check_room(repo_id: str, revision: str | None, cache: Path) -> None:
+    """Raise OSError, with the sizes, if the disk has no room for what would be downloaded."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi(endpoint=endpoint()).model_info(repo_id, revision=revision, files_metadata=True)
+    except (_http_error(), OSError):  # it may be here already; if not, the download says it
+        return
+    files = [file for file in found.siblings or () if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)]
+    check_room(cache_folder(cache), sum(file.size or 0 for file in files), repo_id)
 
 
 def endpoint() -> str | None:
@@ -84,10 +100,9 @@ def _complete(folder: Path) -> bool:
     if (folder / MODEL_FILE).exists():
         return True
     try:
-        shards = set(json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        return all((folder / shard).exists() for shard in read_shards(folder))
+    except (OSError, ValueError):
         return False
-    return all((folder / shard).exists() for shard in shards)
 
 
 def known_sha256(folder: Path) -> dict[str, str]:
@@ -108,6 +123,8 @@ def _told(repo_id: str, revision: str | None) -> Iterator[None]:
     where = endpoint() or "the Hub"
     try:
         yield
+    except HubError:
+        raise
     except errors.RevisionNotFoundError:
         raise HubError(f"{repo_id} on {where} has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:
@@ -120,6 +137,8 @@ def _told(repo_id: str, revision: str | None) -> Iterator[None]:
         if "xet-write-token" in str(error):
             raise HubError(f"{repo_id} on {where}: {_NO_XET}") from None
         raise HubError(f"{repo_id} on {where}: {_first_line(error)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # what the client makes of it
+        raise HubError(f"{where} does not answer as a Hub does ({type(error).__name__}); is it one?") from None
 
 
 def _http_error() -> type[Exception]:
@@ -180,6 +199,14 @@ def _commit(
     there = {file.rfilename: file for file in head.siblings or ()}
     changed = [path for path, file in files.items() if path not in there or not _same(file, there[path])]
     stale = [path for path in there if path not in files and re.fullmatch(_OURS, path)]
+    if (
+        changed == [CONFIG_FILE] and not stale and CONFIG_FILE in there
+    ):  # its outputs differ in the last bits by machine
+        theirs = api.hf_hub_download(
+            repo_id, CONFIG_FILE, revision=head.sha, local_dir=files[CONFIG_FILE].parent / "there"
+        )
+        if _but_outputs(Path(theirs)) == _but_outputs(files[CONFIG_FILE]):
+            changed = []
     tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}.get(tag or "")
     if tagged is not None and (changed or stale or tagged != head.sha):
         raise HubError(f"{repo_id} has a tag {tag!r} already, on the commit {tagged[:8]}; choose another.")
@@ -193,6 +220,13 @@ def _commit(
     return commit
 
 
+def _but_outputs(config: Path) -> dict[str, Any]:
+    try:
+        return {key: value for key, value in read_config(config).items() if key != "probe"}
+    except ValueError:
+        return {}
+
+
 def _stage(
     model: SimCLR,
     repo_id: str,
@@ -202,17 +236,25 @@ def _stage(
     shard_bytes: int,
 ) -> dict[str, Path]:
     """The repository's files, by their path in it."""
-    training = model.training
-    kept = probe.outputs(model.eval())
-    model.train(training)
-    hashes = _write_tensors(model, folder, metadata(model, probe=kept), shard_bytes)
-    write_config(folder / CONFIG_FILE, config_of(describe(model), hashes))
+    check_room(folder, 4 * sum(value.numel() for value in model.state_dict().values()), "a copy of the model")
+    hashes = _write_tensors(model, folder, metadata(model), shard_bytes)
+    write_config(folder / CONFIG_FILE, config_of(describe(model), hashes) | {"probe": _outputs(model)})
     text = card.model_card(model, repo_id, measured, onnx=onnx is not None)
     (folder / "README.md").write_text(text, encoding="utf-8")
     files = {file.name: file for file in sorted(folder.iterdir())}
     if onnx is not None:
         files["model.onnx"] = _export_of(model, Path(onnx))
     return files
+
+
+def _outputs(model: SimCLR) -> dict[str, Any]:
+    """Outputs to verify it by, in evaluation mode; every part is left in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return probe.outputs(model.eval())
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _write_tensors(model: SimCLR, folder: Path, told: Mapping[str, str], shard_bytes: int) -> dict[str, str]:
@@ -230,7 +272,7 @@ def _write_tensors(model: SimCLR, folder: Path, told: Mapping[str, str], shard_b
         target.begin()
         for name in names:
             target.put(name, state[name].detach().cpu().numpy())
-        hashes[file] = target.finish(told)
+        hashes[file] = target.finish()
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SHARD_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

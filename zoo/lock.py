@@ -4,9 +4,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from zoo.files import written_whole
+from zoo import stream
+from zoo.files import json_object, written_whole
 
 LOCK_FILE = "simclr.lock"
 
@@ -25,7 +25,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        weights = json.loads(path.read_text(encoding="utf-8"))["weights"]
+        weights = json_object(path.read_bytes())["weights"]
         return {str(key): {str(name): str(sha256) for name, sha256 in files.items()} for key, files in weights.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -41,10 +41,10 @@ def check(path: Path, key: str, files: Mapping[str, str]) -> None:
     recorded = read(path).get(key)
     if recorded is None:
         try:
-            record(path, key, files)
+            recorded = _recorded(path, key, files)
         except OSError:
             return
-    elif recorded != dict(files):
+    if recorded != dict(files):
         name = next(name for name in sorted(recorded.keys() | files) if recorded.get(name) != files.get(name))
         raise TamperedError(
             f"{key}: {name} has the SHA-256 {files.get(name, '-')}, but {path} has {recorded.get(name, '-')} for it "
@@ -52,16 +52,27 @@ def check(path: Path, key: str, files: Mapping[str, str]) -> None:
         )
 
 
-def record(path: Path, key: str, files: Mapping[str, str] | None) -> None:
-    """Write the files of ``key``, or forget them (None). Other processes' records are kept."""
-    from zoo.stream import alone
-
-    with alone(path):
-        weights: dict[str, Any] = read(path)
-        if files is None:
-            weights.pop(key, None)
-        else:
+def _recorded(path: Path, key: str, files: Mapping[str, str]) -> dict[str, str]:
+    """What is recorded for ``key`` once ``files`` are, unless another process was first."""
+    with stream.alone(path):
+        weights = read(path)
+        if key not in weights:
             weights[key] = dict(files)
-        with written_whole(path) as temporary:
-            content = json.dumps({"version": 1, "weights": weights}, indent=2, sort_keys=True)
-            temporary.write_text(content + "\n", encoding="utf-8")
+            _write(path, weights)
+        return weights[key]
+
+
+def forget(path: Path, key: str) -> None:
+    """Forget what is recorded for ``key``. Raises ValueError if nothing is."""
+    with stream.alone(path):
+        weights = read(path)
+        if key not in weights:
+            raise ValueError(f"{path} has nothing about {key}.")
+        del weights[key]
+        _write(path, weights)
+
+
+def _write(path: Path, weights: Mapping[str, Mapping[str, str]]) -> None:
+    with written_whole(path) as temporary:
+        content = json.dumps({"version": 1, "weights": weights}, indent=2, sort_keys=True)
+        temporary.write_text(content + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from zoo.files import written_whole
+from zoo.files import json_object, written_whole
 from zoo.registry import Spec
 from zoo.simclr import SimCLR
 
@@ -21,6 +21,13 @@ HEADER = "simclrv2"  # the key in the safetensors header that holds architecture
 MODEL_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
+_KINDS: dict[str, type | tuple[type, ...]] = {  # what a header must tell
+    "spec": dict,
+    "num_classes": (int, type(None)),
+    "image_size": int,
+    "classify_from": int,
+    "projector": bool,
+}
 
 
 def describe(model: SimCLR) -> dict[str, Any]:
@@ -36,25 +43,26 @@ def describe(model: SimCLR) -> dict[str, Any]:
     }
 
 
-def metadata(model: SimCLR, *, probe: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """The header's text entries. ``probe``: outputs to compare with later (see zoo/probe.py)."""
-    told = describe(model) | ({"probe": probe} if probe else {})
-    return {"format": "pt", HEADER: json.dumps(told, sort_keys=True)}
+def metadata(model: SimCLR) -> dict[str, str]:
+    """The header's text entries."""
+    return {"format": "pt", HEADER: json.dumps(describe(model), sort_keys=True)}
 
 
-def save_file(
-    model: SimCLR, path: str | Path, *, dtype: torch.dtype | None = None, probe: Mapping[str, Any] | None = None
-) -> None:
+def save_file(model: SimCLR, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write a model as one safetensors file with its architecture and facts in the header; whole or not at all.
 
-    ``dtype`` (such as ``torch.float16``) stores parameters and statistics in fewer bytes. Raises OSError when the disk
-    is full or the folder cannot be written.
+    ``dtype`` (such as ``torch.float16``) stores parameters and statistics in fewer bytes. A config beside it that is
+    about an earlier file of this name is written anew. Raises OSError when the disk is full or the folder cannot be
+    written.
     """
     state = {
         name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    write_tensors(state, path, metadata=metadata(model, probe=probe))
+    write_tensors(state, path, metadata=metadata(model))
+    if known_sha256(Path(path)) is not None:
+        hashes = {Path(path).name: sha256_of(Path(path))}
+        write_config(config_path(Path(path)), config_of(describe(model), hashes))
 
 
 def write_tensors(tensors: dict[str, Tensor], path: str | Path, *, metadata: dict[str, str]) -> None:
@@ -89,35 +97,51 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
-            told = json.loads(header) if header is not None else None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors model ({error}).") from None
-    if not isinstance(told, dict):
+    if header is None:
         raise ValueError(f"{path}: not a model of this zoo (its header has no '{HEADER}' entry).")
-    return told
+    try:
+        return json_object(header)
+    except ValueError as error:
+        raise ValueError(f"{path}: what its header tells cannot be read ({error}).") from None
 
 
 def _load_shards(folder: Path, device: str | torch.device) -> SimCLR:
     """A folder as the Hub has it for models over the size of a shard."""
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        weight_map = json.loads((folder / SHARD_INDEX).read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[Path, set[str] | None] = {}
-        for name, file in weight_map.items():
-            if Path(file).name != file:
-                raise ValueError(f"{SHARD_INDEX} names the file {file!r} outside its folder")
-            names = shards.setdefault(folder / file, set())
-            assert names is not None
-            names.add(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = read_config(folder / CONFIG_FILE)
+        shards: dict[Path, set[str] | None] = {folder / file: names for file, names in read_shards(folder).items()}
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no {MODEL_FILE} and no readable shards of one ({error}).") from None
     model = _empty_model(config, folder / CONFIG_FILE)
     _fill(model, shards, device)
     return model.eval()
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json, whatever it holds. Raises ValueError if it is not a JSON object, OSError if it is not there."""
+    return json_object(path.read_bytes())
+
+
+def read_shards(folder: Path) -> dict[str, set[str]]:
+    """Names of the tensors by name of the file. Raises ValueError for a bad index, OSError if there is none."""
+    weight_map = json_object((folder / SHARD_INDEX).read_bytes()).get("weight_map")
+    shards: dict[str, set[str]] = {}
+    for name, file in weight_map.items() if isinstance(weight_map, dict) else ():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{SHARD_INDEX} names the file {file!r}, which is not one of its folder")
+        shards.setdefault(file, set()).add(name)
+    if not shards:
+        raise ValueError(f"{SHARD_INDEX} names no files")
+    return shards
+
+
 def _empty_model(header: dict[str, Any], path: Path) -> SimCLR:
     try:
+        for key, kinds in _KINDS.items():
+            if not isinstance(header[key], kinds) or (isinstance(header[key], bool) and key != "projector"):
+                raise ValueError(f"{key}={header[key]!r}")
         with torch.device("meta"):
             model = SimCLR(
                 Spec(**header["spec"]),
@@ -158,9 +182,8 @@ def _fill(model: SimCLR, files: Mapping[Path, set[str] | None], device: str | to
 
 
 def config_of(told: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """What config.json holds: what the header tells (but for outputs), and the SHA-256 of each of ``files``."""
-    kept = {key: value for key, value in told.items() if key != "probe"}
-    return {"library_name": "simclrv2", "architecture": Spec(**told["spec"]).name, **kept, "files": dict(files)}
+    """What config.json holds: what the header tells, and the SHA-256 of each of ``files``."""
+    return {"library_name": "simclrv2", "architecture": Spec(**told["spec"]).name, **told, "files": dict(files)}
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -184,10 +207,10 @@ def known_sha256(model_path: Path) -> str | None:
 
 def _config_files(path: Path) -> dict[str, str]:
     try:
-        files = json.loads(path.read_text(encoding="utf-8")).get("files", {})
-        return {str(name): str(sha256) for name, sha256 in files.items()}
-    except (OSError, ValueError, AttributeError):
+        files = read_config(path).get("files", {})
+    except (OSError, ValueError):
         return {}
+    return {str(name): str(sha256) for name, sha256 in files.items()} if isinstance(files, dict) else {}
 
 
 def sha256_of(path: Path) -> str:

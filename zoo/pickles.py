@@ -22,6 +22,9 @@ def tensors_of(source: Path) -> Iterator[Path]:
 
     It is gone after the block. Raises ValueError, in one line, for what is no pickle of tensors, or no such network.
     """
+    from zoo.files import check_room  # the child has no use for it
+
+    check_room(Path(tempfile.gettempdir()), source.stat().st_size, f"a copy of {source.name}")
     with tempfile.TemporaryDirectory(prefix="simclr-") as folder:
         copy = Path(folder) / "tensors.safetensors"
         command = [sys.executable, "-P", __file__, str(source), str(copy)]
@@ -58,15 +61,25 @@ def _copy(source: str, target: str) -> str | None:
         # weights_only: nothing but tensors and plain containers is built. This is the one place that opens a pickle.
         content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes of the reader
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"not a pickle of plain tensors, or damaged ({reason[0][:200]})"
+        return f"not a pickle of plain tensors, or damaged ({type(error).__name__})"
     dictionaries = list(_dictionaries(content))
     parts = _part(dictionaries, _BACKBONE)
     if not parts:
         return f"no network of the known layout in it (no '{_BACKBONE}')"
     parts |= {f"head.{name}": item for name, item in _part(dictionaries, _HEAD).items()}
-    tensors = {name: item.detach().contiguous() for name, item in parts.items() if isinstance(item, torch.Tensor)}
-    save_file({name: item.clone() for name, item in tensors.items()}, target)  # no two may share memory
+    del content, dictionaries
+    most = Path(source).stat().st_size
+    copies = {}
+    for name in list(parts):
+        item = parts.pop(name)
+        if not isinstance(item, torch.Tensor):
+            continue
+        if item.layout != torch.strided or item.numel() * item.element_size() > most:
+            return f"the tensor {name} claims more than the file holds"
+        if item.is_floating_point():
+            item = item.float()
+        copies[name] = item.detach().contiguous().clone()  # no two may share memory
+    save_file(copies, target)
     return None
 
 

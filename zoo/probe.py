@@ -45,15 +45,17 @@ def _kept(value: torch.Tensor) -> np.ndarray:
     return flat[:, columns].reshape(-1)
 
 
-def compare(ours: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
+def compare(ours: Mapping[str, Any], kept: object) -> dict[str, float]:
     """The relative error, in norm, of each output. Raises ValueError if they are not of the same kind."""
-    names = sorted(set(kept) - {"side"})
-    if sorted(set(ours) - {"side"}) != names or ours["side"] != kept["side"]:
-        raise ValueError(f"The kept outputs are of another kind: {', '.join(names)} at {kept.get('side')} pixels.")
+    if not isinstance(kept, dict) or set(kept) != set(ours) or kept["side"] != ours["side"]:
+        raise ValueError("The kept outputs are not of this kind of model; was the config edited?")
     errors = {}
-    for name in names:
-        a, b = np.asarray(ours[name], np.float64), np.asarray(kept[name], np.float64)
-        if a.shape != b.shape:
-            raise ValueError(f"The kept outputs {name!r} have {b.size} values, not {a.size}.")
+    for name in sorted(set(ours) - {"side"}):
+        try:
+            a, b = np.asarray(ours[name], np.float64), np.asarray(kept[name], np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"The kept outputs {name!r} are not numbers.") from None
+        if a.shape != b.shape or not np.isfinite(b).all():
+            raise ValueError(f"The kept outputs {name!r} are not {a.size} finite numbers.")
         errors[name] = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), np.finfo(np.float32).tiny))
     return errors

@@ -75,8 +75,8 @@ class SimCLR(nn.Module):
             raise ValueError(
                 f"classify_from={classify_from!r} is not one of 0 (features), 1, 2, 3 (projection layers)."
             )
-        if image_size < 8:
-            raise ValueError(f"image_size={image_size!r} is too small; use at least 8 pixels.")
+        if not 8 <= image_size <= 4096:
+            raise ValueError(f"image_size={image_size!r} is not from 8 to 4096 pixels.")
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes={num_classes!r} is not a positive number; None leaves the classifier out.")
         self.spec, self.image_size, self.classify_from = spec, image_size, classify_from

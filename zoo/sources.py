@@ -3,6 +3,7 @@
 Whatever the source, a file is hashed, and compared with what is known of it, before a tensor of it is used.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from zoo import lock
 from zoo.lock import TamperedError
-from zoo.model_file import CONFIG_FILE, MODEL_FILE, SHARD_INDEX, known_sha256, read_header, sha256_of
+from zoo.model_file import CONFIG_FILE, MODEL_FILE, SHARD_INDEX, known_sha256, read_config, read_header, sha256_of
 from zoo.registry import BUNDLED, CATEGORIES, EMA, Spec
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -128,28 +129,32 @@ def _bucket(wanted: Wanted) -> Path:
     if wanted.offline:
         raise WeightsNotFoundError("skipped; offline (local_files_only, or HF_HUB_OFFLINE)")
     from zoo import bucket, conversion, stream
-    from zoo.tf_checkpoint import CheckpointError
 
-    with stream.alone(wanted.folder, wanted.say, locks=wanted.cache / "locks"):
-        try:
-            return cached(wanted)  # another process has been faster
-        except WeightsNotFoundError:
-            pass
-        try:
+    try:
+        wanted.folder.mkdir(parents=True, exist_ok=True)
+        _check_inside(wanted.folder, wanted.cache.resolve())
+        with stream.alone(wanted.folder, wanted.say, locks=wanted.cache / "locks"):
+            try:
+                return cached(wanted)  # another process has been faster
+            except WeightsNotFoundError:
+                pass
             with bucket.Bucket() as connection:
                 checkpoint, prefix = connection.open_published(wanted.spec, category)
                 wanted.say(f"Fetching {wanted.name} from the authors' bucket ({connection.endpoint}/{prefix}).")
+                source = conversion.tensorflow_source(checkpoint, prefix)
                 conversion.write(
-                    conversion.tensorflow_source(checkpoint, prefix, prefix),
+                    dataclasses.replace(source, origin=prefix, published=True, stop=connection.stop),
                     wanted.folder / MODEL_FILE,
                     model=wanted.spec,
                     weights=wanted.weights,
                     keep_unfinished=True,
                     workers=4,
                 )
-        except (bucket.BucketError, CheckpointError, OSError, ValueError) as error:
-            raise WeightsNotFoundError(" ".join(str(error).split())) from None
-        return cached(wanted)
+            return cached(wanted)
+    except TamperedError:
+        raise
+    except (OSError, ValueError) as error:  # of the bucket, the checkpoint, the disk
+        raise WeightsNotFoundError(" ".join(str(error).split())) from None
 
 
 # Asked in this order; each gives a checked file or folder on this machine, or says in one line why it cannot.
@@ -166,25 +171,39 @@ def _checked(
 ) -> Path:
     """``path`` again, if its files are inside the cache, what is known of them, and what they are said to be."""
     root = (root or wanted.cache).resolve()
-    files = _tensor_files(path)
+    files = _files(path)
     for file in [*files, path / CONFIG_FILE] if path.is_dir() else files:
-        if file.exists() and not file.resolve().is_relative_to(root):
-            raise TamperedError(f"{file} leads out of the cache, to {file.resolve()}; delete it.")
+        if file.exists():
+            _check_inside(file, root)
     hashes = {file.name: sha256_of(file) for file in files}
     for file in files:
         expected = known.get(file.name) if known else known_sha256(file)
         _compare(file, hashes[file.name], expected, "what was announced" if known else "the config beside it")
-    _is_what_it_is_called(path if path.is_file() else path / MODEL_FILE, wanted)
+    _is_what_it_is_called(path, wanted)
     named = hashes if len(files) > 1 else {MODEL_FILE: hashes[files[0].name]}  # whatever a file by itself is called
     lock.check(lock.lock_path(wanted.cache), key, named)
     return path
 
 
-def _tensor_files(path: Path) -> list[Path]:
+def _check_inside(path: Path, root: Path) -> None:
+    if not path.resolve().is_relative_to(root):
+        raise TamperedError(f"{path} leads out of the cache, to {path.resolve()}; delete it.")
+
+
+def _files(path: Path) -> list[Path]:
+    """All that is used of a file, or of a folder: with shards, their index and the config that tells the model."""
     if path.is_file():
         return [path]
-    found = [path / MODEL_FILE] if (path / MODEL_FILE).exists() else sorted(path.glob("model-*.safetensors"))
-    return [*found, *([path / SHARD_INDEX] if (path / SHARD_INDEX).exists() else [])]
+    if (path / MODEL_FILE).exists():
+        return [path / MODEL_FILE]
+    return [*sorted(path.glob("model-*.safetensors")), path / SHARD_INDEX, path / CONFIG_FILE]
+
+
+def check_beside(path: Path) -> None:
+    """Raise TamperedError if a file given by its path is not the one that the config beside it is about."""
+    for file in _files(path):
+        if file.is_file() and file.suffix == ".safetensors":
+            _compare(file, sha256_of(file), known_sha256(file), "the config beside it")
 
 
 def _compare(path: Path, found: str, expected: str | None, by: str) -> None:
@@ -197,12 +216,11 @@ def _compare(path: Path, found: str, expected: str | None, by: str) -> None:
 
 def _is_what_it_is_called(path: Path, wanted: Wanted) -> None:
     """A file tells its model, a converted one its category too; one in the place of another is refused."""
-    if not path.exists():  # shards: the config, which the tensors must fit, tells
-        return
-    header = read_header(path)
+    file = path / MODEL_FILE if path.is_dir() else path
     try:
-        spec, facts = Spec(**header["spec"]), header["facts"]
-        told = f"{facts['weights']}{EMA}" if facts.get("ema") else facts.get("weights")
+        header = read_header(file) if file.exists() else read_config(path / CONFIG_FILE)
+        spec, facts = Spec(**header["spec"]), header.get("facts", {})
+        told = f"{facts.get('weights')}{EMA}" if facts.get("ema") else facts.get("weights")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise TamperedError(f"{path}: what it says of its architecture makes no sense ({error}); delete it.") from None
     if spec != wanted.spec:

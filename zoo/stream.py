@@ -4,23 +4,25 @@ Every tensor has its place in the file from the beginning. A file that was left 
 try: what is in its place already, byte for byte by the source's own CRC, is not asked for again.
 """
 
+import getpass
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
-from zoo.files import cache_dir
+from zoo.files import cache_dir, check_room
 from zoo.model_file import sha256_of
 
-_RESERVE = 32 << 10  # room in the header for what is known only once the tensors are there
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 _SLAB = 16 << 20  # bytes laid out anew at a time
 
 
@@ -30,8 +32,7 @@ class Target:
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> None:
         self.path, self.shapes = path, dict(shapes)
         self.partial = path.with_name(f".{path.name}.partial")
-        self._header = self._make_header(metadata, 0)
-        self._header = self._make_header(metadata, -(-(len(self._header) + _RESERVE) // 8) * 8)
+        self._header = self._make_header(metadata)
         position = len(self._header)
         self.places = {}
         for name, shape in self.shapes.items():
@@ -39,16 +40,15 @@ class Target:
             position += _nbytes(shape)
         self.nbytes = position
 
-    def _make_header(self, metadata: Mapping[str, str], length: int) -> bytes:
-        """Length, JSON, and spaces up to ``length`` bytes in all."""
+    def _make_header(self, metadata: Mapping[str, str]) -> bytes:
+        """Length, JSON, and spaces up to a multiple of eight bytes."""
         told: dict[str, object] = {"__metadata__": dict(metadata)}
         offset = 0
         for name, shape in self.shapes.items():
             told[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + _nbytes(shape)]}
             offset += _nbytes(shape)
         text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
-        text = text.ljust(length - 8)
-        assert not length or len(text) == length - 8
+        text = text.ljust(-(-len(text) // 8) * 8)
         return len(text).to_bytes(8, "little") + text
 
     def begin(self) -> bool:
@@ -63,12 +63,7 @@ class Target:
         there = (
             getattr(self.partial.stat(), "st_blocks", 0) * 512 if resumed else 0
         )  # it is sparse where nothing is yet
-        free, needed = shutil.disk_usage(self.path.parent).free, self.nbytes - there
-        if free < needed:
-            raise OSError(
-                f"{self.path.parent} has {free / 1e9:.2f} GB free, but {self.path.name} takes "
-                f"{needed / 1e9:.2f} GB; make room, or choose another folder."
-            )
+        check_room(self.path.parent, self.nbytes - there, self.path.name)
         if not resumed:
             with self.partial.open("wb") as file:
                 file.write(self._header)
@@ -99,11 +94,9 @@ class Target:
         shape = self.shapes[name]
         return np.fromfile(self.partial, "<f4", _nbytes(shape) // 4, offset=self.places[name]).reshape(shape)
 
-    def finish(self, metadata: Mapping[str, str]) -> str:
-        """Give the file its last header and its name; its SHA-256."""
+    def finish(self) -> str:
+        """Give the file, now whole, its name; its SHA-256."""
         with self.partial.open("rb+") as file:
-            file.write(self._make_header(metadata, len(self._header)))
-            file.flush()
             os.fsync(file.fileno())
         sha256 = sha256_of(self.partial)
         self.partial.replace(self.path)
@@ -116,14 +109,17 @@ def fill(
     is_right: Callable[[str, np.ndarray], bool],
     *,
     resume: bool,
+    stop: Callable[[], None] = lambda: None,
     workers: int = 2,
     title: str = "",
 ) -> None:
     """Put every tensor at its place: ``read(name)`` gives it, in our axis order.
 
-    With ``resume``, those for which ``is_right(name, array)`` says yes are left. Raises what ``read`` raises, once all
-    workers have stopped.
+    With ``resume``, those for which ``is_right(name, array)`` says yes are left. Raises what ``read`` raises, or
+    KeyboardInterrupt, once all workers have stopped; ``stop()`` is called to make them.
     """
+
+    from tqdm import tqdm
 
     def work(name: str) -> int:
         if not (resume and is_right(name, target.get(name))):
@@ -138,6 +134,7 @@ def fill(
             for task in as_completed(tasks):
                 bar.update(task.result())
         except BaseException:
+            stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
@@ -146,27 +143,33 @@ def fill(
 def alone(path: Path, say: Callable[[str], None] = lambda line: None, *, locks: Path | None = None) -> Iterator[None]:
     """Only one process at a time works on ``path``; the others wait, and say so.
 
-    Lock files are kept in ``locks``, else in the cache folder, or the system's temporary one if that cannot be written.
+    Lock files are kept in ``locks``, else in the cache folder, or in the system's temporary one if that cannot be
+    written.
     """
-    from filelock import FileLock, Timeout
-
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]
-    folder = locks or cache_dir() / "locks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = Path(tempfile.gettempdir()) / "simclr-locks"
-        folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"Another process works on {path}; waiting for it.")
-        lock.acquire()
+    lock = _acquired(locks or cache_dir() / "locks", name, path, say)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquired(folder: Path, name: str, path: Path, say: Callable[[str], None]) -> "FileLock":
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"Another process works on {path}; waiting for it.")
+        lock.acquire()
+    except OSError:
+        fallback = Path(tempfile.gettempdir()) / f"simclr-locks-{getpass.getuser()}"
+        if folder == fallback:
+            raise
+        return _acquired(fallback, name, path, say)
+    return lock
 
 
 def _nbytes(shape: tuple[int, ...]) -> int:

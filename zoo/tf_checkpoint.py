@@ -29,6 +29,7 @@ MAX_TENSORS = 20_000
 MAX_SHARDS = 10_000
 MAX_NAME = 1024
 MAX_RANK = 16
+_MAX_STATE_BYTES = 64 << 10  # of the file `checkpoint`
 _MAX_NAME_GROWTH = 8  # names are stored without the prefix they share with the one before: all of them, times this
 
 _DTYPES: dict[int, np.dtype[Any]] = {  # tensorflow/core/framework/types.proto
@@ -118,15 +119,17 @@ def open_checkpoint(prefix_or_dir: str | Path) -> Checkpoint:
     The data files are memory-mapped. A folder's file ``checkpoint`` names the newest; without it, there must be only
     one. Raises CheckpointError, in one line, for what is missing, damaged or not supported.
     """
-    prefix = find_prefix(Path(prefix_or_dir))
+    prefix: Path | str = prefix_or_dir
     try:
+        prefix = find_prefix(Path(prefix_or_dir))
         with Path(f"{prefix}.index").open("rb") as file:
             index = file.read(MAX_INDEX_BYTES + 1)
         return Checkpoint(index, lambda number, count: _MappedFile(shard_path(prefix, number, count)))
-    except CheckpointError as error:
-        raise CheckpointError(f"{prefix}: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{error.filename or prefix}: {error.strerror or error}.") from None
+    except CheckpointError as error:
+        named = str(error).startswith(str(prefix))
+        raise CheckpointError(str(error) if named else f"{prefix}: {error}") from None
 
 
 def shard_path(prefix: str | Path, number: int, count: int) -> Path:
@@ -143,7 +146,8 @@ def find_prefix(path: Path) -> Path:
         return prefix
     state = path / "checkpoint"
     if state.is_file():
-        newest = newest_of(state.read_bytes()[:MAX_INDEX_BYTES])
+        with state.open("rb") as file:
+            newest = newest_of(file.read(_MAX_STATE_BYTES))
         if newest and (path / f"{newest}.index").is_file():
             return path / newest
     found = sorted(path.glob("*.index"))
@@ -155,21 +159,24 @@ def find_prefix(path: Path) -> Path:
 
 def newest_of(state: bytes) -> str | None:
     """The name, without folders, of the newest checkpoint in the text of a file called ``checkpoint``."""
-    found = re.search(rb'^\s*model_checkpoint_path:\s*"([^"]*)"', state, re.MULTILINE)
+    found = re.search(rb'^[ \t]*model_checkpoint_path:[ \t]*"([^"\n]*)"', state, re.MULTILINE)
     name = re.split(r"[/\\]", found[1].decode("utf-8", "replace"))[-1] if found else ""
     return name or None
 
 
 class _MappedFile:
-    """A data file, mapped, not read."""
+    """A data file, mapped, not read. (What shrinks it later can still end the process, as with any mapped file.)"""
 
     tries = 1
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self.size = path.stat().st_size
         self._data = np.memmap(path, np.uint8, "r") if self.size else np.empty(0, np.uint8)
 
     def read(self, offset: int, size: int) -> np.ndarray:
+        if self._path.stat().st_size < self.size:
+            raise CheckpointError(f"{self._path} has been cut short since it was opened.")
         return np.asarray(self._data[offset : offset + size])
 
 

@@ -11,7 +11,7 @@ from zoo.model_file import load_file
 from zoo.registry import EMA, SpecLike, list_weights, suggest
 from zoo.registry import spec as find_spec
 from zoo.simclr import SimCLR, initialise_model
-from zoo.sources import Wanted, find, from_hub
+from zoo.sources import Wanted, check_beside, find, from_hub
 
 HUB_SCHEME = "hf://"
 
@@ -84,6 +84,10 @@ def load(
     return model
 
 
+def _is_a_folder(weights: str, known: list[str]) -> bool:
+    return "/" in weights or os.sep in weights or (weights not in known and Path(weights).is_dir())
+
+
 def locate(
     name: SpecLike,
     *,
@@ -106,9 +110,12 @@ def locate(
     )
     if isinstance(weights, str) and weights.startswith(HUB_SCHEME):
         return from_hub(weights.removeprefix(HUB_SCHEME), wanted)
-    if isinstance(weights, Path) or weights.endswith(".safetensors") or "/" in weights or os.sep in weights:
-        return Path(weights)
     known = list_weights(spec)
+    if isinstance(weights, Path) or weights.endswith(".safetensors") or _is_a_folder(weights, known):
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for weights from the Hub; {weights} is a path.")
+        check_beside(Path(weights))
+        return Path(weights)
     if weights not in known and not (weights.endswith(EMA) and weights.removesuffix(EMA) in known):
         hint = suggest(weights, known) if known else " None are published for it; give a .safetensors path."
         raise ValueError(f"Unknown weights {weights!r} for {spec.name!r}.{hint}")
