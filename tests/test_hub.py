@@ -102,6 +102,7 @@ def test_push_and_load(server: HubServer, model: zoo.SimCLR, tmp_path: Path) -> 
     server.log.clear()
     assert same(load(), model)  # what is there is taken, and nobody asked
     assert same(load(local_files_only=True, revision="v1"), model)
+    assert same(load(revision=commit), model)
     assert not server.log
     lock = json.loads((tmp_path / "cache" / "simclr.lock").read_text())["weights"]
     assert set(lock) == {f"hf://{REPO}", f"hf://{REPO}@v1", f"hf://{REPO}@{commit}"}
@@ -195,6 +196,22 @@ def test_another_model_in_its_place(server: HubServer) -> None:
     zoo.push(zoo.create(zoo.Spec(18, 1 / 8), num_classes=3, image_size=48, seed=0), REPO)
     with pytest.raises(zoo.TamperedError, match=r"holds r18_0\.125x, not r18_0\.0625x"):
         load()
+
+
+def test_a_full_disk_is_said_before_the_download(
+    server: HubServer, model: zoo.SimCLR, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo.push(model, REPO, tag="v1")
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    server.log.clear()
+    with pytest.raises(zoo.WeightsNotFoundError, match=r"Hub: .* has 0\.00 GB free, but .* takes 0\.00 GB; make room"):
+        load(revision="v1")
+    assert not [path for method, path in server.log if method == "GET" and path.endswith(".safetensors")]
+    monkeypatch.setattr(shutil, "disk_usage", real)
+    assert same(load(revision="v1"), model)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    assert same(load(revision="v1"), model)  # it is there already
 
 
 def test_other_files_of_a_repository_stay(server: HubServer, model: zoo.SimCLR) -> None:

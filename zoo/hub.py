@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,8 @@ def cache_folder(cache: Path) -> Path:
 def fetch(repo_id: str, *, revision: str | None, cache: Path, offline: bool) -> Path:
     """The folder with a repository's config and tensors, downloaded if need be.
 
-    Without ``revision``, what is there already is taken and the Hub is not asked; with one, the client decides (a
-    commit is never asked for again, a branch or tag is). Raises HubError.
+    Without ``revision``, or with a commit, what is there already is taken and the Hub is not asked; a branch or tag is
+    asked for again. Raises HubError.
     """
     from huggingface_hub import snapshot_download
 
@@ -61,7 +60,7 @@ def fetch(repo_id: str, *, revision: str | None, cache: Path, offline: bool) -> 
         "endpoint": endpoint(),
     }
     with _told(repo_id, revision):
-        if revision is None or offline:
+        if revision is None or offline or re.fullmatch("[0-9a-f]{40}", revision):
             try:
                 folder = Path(snapshot_download(repo_id, local_files_only=True, **options))
                 if _complete(folder):
@@ -70,23 +69,16 @@ def fetch(repo_id: str, *, revision: str | None, cache: Path, offline: bool) -> 
                 pass
         if offline:
             raise HubError(f"{repo_id}: not downloaded yet, and offline (local_files_only, or HF_HUB_OFFLINE)")
-        _check_room(repo_id, revision, cache)
+        try:
+            todo = snapshot_download(repo_id, dry_run=True, **options)
+            needed = sum(file.file_size for file in todo if file.will_download)
+        except (_http_error(), OSError):  # it may be here already; if not, the download says it
+            needed = 0
+        check_room(cache_folder(cache), needed, repo_id)
         folder = Path(snapshot_download(repo_id, **options))
     if not _complete(folder):
         raise HubError(f"{repo_id}: has no {CONFIG_FILE} with a {MODEL_FILE}")
     return folder
-
-
-def _check_room(repo_id: str, revision: str | None, cache: Path) -> None:
-    """Raise OSError, with the sizes, if the disk has no room for what would be downloaded."""
-    from huggingface_hub import HfApi
-
-    try:
-        found = HfApi(endpoint=endpoint()).model_info(repo_id, revision=revision, files_metadata=True)
-    except (_http_error(), OSError):  # it may be here already; if not, the download says it
-        return
-    files = [file for file in found.siblings or () if any(fnmatch(file.rfilename, pattern) for pattern in _PATTERNS)]
-    check_room(cache_folder(cache), sum(file.size or 0 for file in files), repo_id)
 
 
 def endpoint() -> str | None:
