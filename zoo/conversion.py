@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -200,7 +200,8 @@ def _write(plan: names.Plan, source: Source, out: Path, *, to: str, keep_unfinis
         kept = {} if theirs else {"probe": probe.outputs(model_file.load_file(target.partial))}
     except BaseException:
         if not keep_unfinished:
-            target.partial.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows does not remove what is still mapped; what went wrong matters more
+                target.partial.unlink(missing_ok=True)
         raise
     config = model_file.config_path(out)
     about = model_file.config_of(model_file.describe(plan.model), {out.name: target.finish()})

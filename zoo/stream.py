@@ -4,7 +4,6 @@ Every tensor has its place in the file from the beginning. A file that was left 
 try: what is in its place already, byte for byte by the source's own CRC, is not asked for again.
 """
 
-import getpass
 import hashlib
 import json
 import os
@@ -60,9 +59,8 @@ class Target:
         resumed = self._is_unfinished()
         if not resumed:
             self.partial.unlink(missing_ok=True)
-        there = (
-            getattr(self.partial.stat(), "st_blocks", 0) * 512 if resumed else 0
-        )  # it is sparse where nothing is yet
+        # an unfinished file is sparse where nothing is yet
+        there = getattr(self.partial.stat(), "st_blocks", 0) * 512 if resumed else 0
         check_room(self.path.parent, self.nbytes - there, self.path.name)
         if not resumed:
             with self.partial.open("wb") as file:
@@ -118,7 +116,6 @@ def fill(
     With ``resume``, those for which ``is_right(name, array)`` says yes are left. Raises what ``read`` raises, or
     KeyboardInterrupt, once all workers have stopped; ``stop()`` is called to make them.
     """
-
     from tqdm import tqdm
 
     def work(name: str) -> int:
@@ -165,7 +162,8 @@ def _acquired(folder: Path, name: str, path: Path, say: Callable[[str], None]) -
         say(f"Another process works on {path}; waiting for it.")
         lock.acquire()
     except OSError:
-        fallback = Path(tempfile.gettempdir()) / f"simclr-locks-{getpass.getuser()}"
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        fallback = Path(tempfile.gettempdir()) / f"simclr-locks-{user}"
         if folder == fallback:
             raise
         return _acquired(fallback, name, path, say)
