@@ -274,6 +274,24 @@ def test_an_endpoint_that_is_none(endpoint: str, monkeypatch: pytest.MonkeyPatch
     assert not waits
 
 
+def test_a_connection_that_breaks_for_a_while_is_borne(
+    server: BucketServer, sha256: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """Not even a connection, once it has been there: as when the network changes."""
+    real, calls = bucket.httpx.Client.stream, []
+
+    def stream(self: object, *arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if 20 <= len(calls) < 25:
+            raise bucket.httpx.ConnectError("Network is unreachable")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(bucket.httpx.Client, "stream", stream)
+    zoo.load(NAME)
+    assert sha256_of(cached(tmp_path)) == sha256
+    assert waits
+
+
 def test_stopping_ends_the_waiting(server: BucketServer) -> None:
     with bucket.Bucket(server.url) as connection:
         connection.stop()

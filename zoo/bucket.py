@@ -37,7 +37,7 @@ class Bucket:
         self.endpoint = (endpoint or os.environ.get("SIMCLR_BUCKET_ENDPOINT") or ENDPOINT).rstrip("/")
         agent = {"User-Agent": f"simclrv2/{zoo.__version__}", "Accept-Encoding": "identity"}
         self._client = httpx.Client(timeout=10.0, headers=agent)
-        self._stopped = Event()
+        self._stopped, self._reached = Event(), False
 
     def __enter__(self) -> "Bucket":
         return self
@@ -134,9 +134,10 @@ class Bucket:
                 reason = f"{len(data)} bytes came instead of {size}"
             except _TryAgainError as error:
                 reason, wait = str(error), error.wait
-            except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-                raise BucketError(f"{url}: no connection ({error})") from None
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                hopeless = isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL)
+                if hopeless and not self._reached:
+                    raise BucketError(f"{url}: no connection ({error})") from None
                 reason = f"{type(error).__name__} {error}".rstrip()
             if size is None:
                 data.clear()
@@ -156,7 +157,7 @@ class Bucket:
         """One request that goes on where ``data`` ends."""
         headers = {"Range": f"bytes={offset + len(data)}-{offset + size - 1}"} if size is not None else {}
         with self._client.stream("GET", url, headers=headers) as answer:
-            status = answer.status_code
+            status, self._reached = answer.status_code, True
             if status == 404:
                 raise NotThereError(f"{url}: not there (404)")
             if status == 429 or status >= 500:
