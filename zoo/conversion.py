@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,14 +198,18 @@ def _write(plan: names.Plan, source: Source, out: Path, *, to: str, keep_unfinis
 
     try:
         stream.fill(target, read, is_right, resume=target.begin(), stop=source.stop, workers=workers, title=out.name)
-        kept = {} if theirs else {"probe": probe.outputs(model_file.load_file(target.partial))}
+        with ThreadPoolExecutor(1) as pool:  # the one is bound by a core, the other by the memory
+            sealed = pool.submit(target.seal)
+            kept = {} if theirs else {"probe": probe.outputs(model_file.load_file(target.partial))}
+            sha256 = sealed.result()
     except BaseException:
         if not keep_unfinished:
             with suppress(OSError):  # Windows does not remove what is still mapped; what went wrong matters more
                 target.partial.unlink(missing_ok=True)
         raise
     config = model_file.config_path(out)
-    about = model_file.config_of(model_file.describe(plan.model), {out.name: target.finish()})
+    target.finish()
+    about = model_file.config_of(model_file.describe(plan.model), {out.name: sha256})
     model_file.write_config(config, about | {"layout": to} | kept)
     sync_folder(out.parent)
     return config

@@ -264,7 +264,8 @@ def _write_tensors(model: SimCLR, folder: Path, told: Mapping[str, str], shard_b
         target.begin()
         for name in names:
             target.put(name, state[name].detach().cpu().numpy())
-        hashes[file] = target.finish()
+        hashes[file] = target.seal()
+        target.finish()
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SHARD_INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

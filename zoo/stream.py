@@ -92,13 +92,15 @@ class Target:
         shape = self.shapes[name]
         return np.fromfile(self.partial, "<f4", _nbytes(shape) // 4, offset=self.places[name]).reshape(shape)
 
-    def finish(self) -> str:
-        """Give the file, now whole, its name; its SHA-256."""
+    def seal(self) -> str:
+        """Bring the file, now whole, to the disk; its SHA-256."""
         with self.partial.open("rb+") as file:
             os.fsync(file.fileno())
-        sha256 = sha256_of(self.partial)
+        return sha256_of(self.partial)
+
+    def finish(self) -> None:
+        """Give the file its name."""
         self.partial.replace(self.path)
-        return sha256
 
 
 def fill(
