@@ -1,6 +1,6 @@
 # make demo    the app on the bundled student        make lint   ruff, mypy, import-linter
 # make test    the tests                             make bench  the benchmarks
-# make test-browser, make test-all                   make fuzz   200,000 mutants of checkpoints
+# make test-browser, test-network, test-all          make fuzz   200,000 mutants of checkpoints
 #                                                    make clean  remove .venv
 
 PYTHON ?= python3
@@ -13,7 +13,7 @@ endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench fuzz test-browser test-all clean
+.PHONY: demo test lint bench fuzz test-browser test-network test-all clean
 
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
@@ -38,6 +38,10 @@ fuzz: $(VENV)/.test
 # needs Debian's chromium (apt-get install chromium fonts-dejavu-core)
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser
+
+# asks the authors' bucket
+test-network: $(VENV)/.test
+	$(BIN)/python -m pytest -m network
 
 test-all: $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not gpu and not network"

@@ -380,7 +380,7 @@ class Bomb:
 def test_pickles_of_other_types_and_of_claims(tmp_path: Path) -> None:
     model = port_model(zoo.Spec(50, 1 / 16))
     port_pickle(model, tmp_path / "port.pth")
-    content = torch.load(tmp_path / "port.pth", weights_only=True)
+    content = torch.load(tmp_path / "port.pth", weights_only=True)  # of our own making
     half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in content["resnet"].items()}
     torch.save(content | {"resnet": half}, tmp_path / "half.pth")
     conversion.convert(tmp_path / "half.pth", tmp_path / "half.safetensors")
@@ -415,7 +415,7 @@ def test_hostile_pickles_do_nothing(
 def test_a_head_that_is_not_simclrs(tmp_path: Path) -> None:
     model = port_model(zoo.Spec(50, 1 / 16))
     port_pickle(model, tmp_path / "port.pth")
-    content = torch.load(tmp_path / "port.pth", weights_only=True)
+    content = torch.load(tmp_path / "port.pth", weights_only=True)  # of our own making
     content["head"]["layers.7.bias"][3] = 0.5
     torch.save(content, tmp_path / "port.pth")
     with pytest.raises(ValueError, match=r"layers\.7\.bias is not zero \(0\.5\)"):
