@@ -168,6 +168,7 @@ class _Server(ThreadingHTTPServer):
     """One thread a connection; all of them have ended when ``server_close`` returns."""
 
     daemon_threads = False
+    request_queue_size = 64  # a client opens several connections at once
 
     def __init__(self, bucket: "BucketServer") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
