@@ -48,7 +48,10 @@ def block(rows: Iterable[tuple[bytes, bytes]], *, restart_interval: int = 16) ->
         if number % restart_interval == 0:
             restarts.append(len(out))
             previous = b""
-        shared = next((n for n, (a, b) in enumerate(zip(previous, key, strict=False)) if a != b), len(previous))
+        both = zip(
+            previous, key, strict=False
+        )  # of any two lengths: what is shared ends with the shorter at the latest
+        shared = next((n for n, (a, b) in enumerate(both) if a != b), min(len(previous), len(key)))
         out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         previous = key
     restarts = restarts or [0]

@@ -535,7 +535,7 @@ def assembled(
     named = [list(handle) for handle in handles[:-1]]
     if "handles" in kinds:
         change_handles(rng, named, len(out))
-    rows = zip([*keys, b"~~"], named, strict=False)
+    rows = zip([*keys, b"~~"], named, strict=False)  # a change may have added a handle
     put(encoded(tuple((key, b"".join(map(varint, handle))) for key, handle in rows), 1))
     numbers = handles[-2] + handles[-1]
     return bytes(out) + (change_footer(rng, numbers) if "footer" in kinds else footer_of(numbers))

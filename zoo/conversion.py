@@ -17,7 +17,7 @@ from zoo.files import sync_folder
 from zoo.registry import CATEGORIES, EMA, Spec, paper_top1, suggest
 from zoo.registry import spec as find_spec
 from zoo.simclr import SimCLR
-from zoo.tf_checkpoint import Checkpoint, CheckpointError, find_prefix, masked_crc32c, open_checkpoint
+from zoo.tf_checkpoint import Checkpoint, find_prefix, masked_crc32c, open_checkpoint
 
 LICENCE = "Apache-2.0"  # the authors' weights and code
 
@@ -321,6 +321,3 @@ def verify(path: str | Path) -> Verdict:
     kept = config.get("probe")
     errors = probe.compare(probe.outputs(model), kept) if kept is not None else {}
     return Verdict(sha256, known, f"all {len(model.state_dict())} fit {model.spec.name}", errors)
-
-
-__all__ = ["CheckpointError", "Source", "Verdict", "convert", "opened", "tensorflow_source", "verify", "write"]
