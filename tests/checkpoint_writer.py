@@ -48,9 +48,8 @@ def block(rows: Iterable[tuple[bytes, bytes]], *, restart_interval: int = 16) ->
         if number % restart_interval == 0:
             restarts.append(len(out))
             previous = b""
-        both = zip(
-            previous, key, strict=False
-        )  # of any two lengths: what is shared ends with the shorter at the latest
+        # of any two lengths: what is shared ends with the shorter at the latest
+        both = zip(previous, key, strict=False)
         shared = next((n for n, (a, b) in enumerate(both) if a != b), min(len(previous), len(key)))
         out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         previous = key
