@@ -16,6 +16,7 @@ COMMANDS = {  # name -> where it lives, its line in `simclr --help`
     "pretrain": ("training.cli:pretrain", "Stage 1: contrastive pretraining on images without labels."),
     "finetune": ("training.cli:finetune", "Stage 2: fine-tuning on few labels, or linear evaluation."),
     "distill": ("training.cli:distill", "Stage 3: distillation into a student."),
+    "score": ("training.cli_score:score", "Let a teacher answer once, for students to learn from without it."),
     "evaluate": ("training.cli:evaluate", "Accuracy of a model on labelled images."),
     "export": ("app.commands:export", "Write a trained model as one ONNX file."),
     "classify": ("app.commands:classify", "Classify picture files with an exported model."),
