@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from safetensors import SafetensorError
 
 import zoo
 from training import checkpoint, data, evaluate, pipeline, runs
 from training.loop import DivergedError, InterruptedRunError, memory_format, pick_device, pick_precision
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
-from zoo import model_file
 
-SMALL = {"model": TINY, "image_size": 48, "batch_size": 12, "workers": 0, "precision": "fp32"}
+SMALL = {"log_every": 1, "model": TINY, "image_size": 48, "batch_size": 12, "workers": 0, "precision": "fp32"}
 PRETRAIN = PretrainRecipe(**SMALL, epochs=3, warmup_epochs=1, temperature=0.5, weight_decay=1e-3)
 FINETUNE = FinetuneRecipe(**SMALL, epochs=2)
 DISTILL = DistillRecipe(**SMALL, epochs=2, warmup_epochs=0)
@@ -43,8 +41,8 @@ def test_three_stages_leave_what_they_promise(image_folder: Path, tmp_path: Path
     for out, model, steps in (("a", pretrained, 10), ("b", tuned, 7), ("c", student, 7), ("d", probe, 7)):
         folder = tmp_path / out
         assert {p.name for p in folder.iterdir()} == {
-            "config.json", "log.jsonl", "curve.png", "checkpoints", "model.safetensors",
-        }  # fmt: skip
+            "config.json", "log.jsonl", "scores.jsonl", "curve.png", "checkpoints", "model.safetensors", ".lock",
+        } | ({"best.safetensors"} if out == "c" else set())  # fmt: skip
         assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
         assert entries(folder)[-1]["step"] == steps
         assert json.loads((folder / "config.json").read_text())["recipe"]["batch_size"] == 12
@@ -92,8 +90,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert equal(whole, resumed)
     losses = {entry["step"]: entry["loss"] for entry in entries(tmp_path / "whole")}
     again = {entry["step"]: entry["loss"] for entry in entries(tmp_path / "cut")}
-    assert {3, 7} <= set(again)
-    assert all(again[step] == loss for step, loss in losses.items())
+    assert len(losses) >= 10
+    assert again == losses
     assert len(checkpoint.all_of(tmp_path / "cut" / "checkpoints")) == checkpoint.KEEP
     assert equal(go("cut", resume=True), whole)  # nothing is left to do
 
@@ -137,31 +135,6 @@ def test_unreadable_images_are_named_and_counted(
     runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "a", device="cpu")
     assert "2 unreadable images were skipped" in caplog.text
     assert str(image_folder / "circle" / "00.png") in caplog.text
-
-
-def test_a_full_disk_loses_no_finished_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = zoo.create(TINY, seed=0, num_classes=2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step=step, model=model, optimizer=optimizer, identity="x")
-    real = model_file.save_tensors
-
-    def full(tensors: dict, path: Path, metadata: dict) -> None:
-        real(tensors, path, metadata=metadata)
-        os.truncate(path, 1000)
-        raise SafetensorError("I/O error: No space left on device")
-
-    monkeypatch.setattr(model_file, "save_tensors", full)
-    with pytest.raises(OSError, match=r"step_00000004\.safetensors cannot be written: .*No space left"):
-        checkpoint.save(tmp_path, step=4, model=model, optimizer=optimizer, identity="x")
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step_00000002.safetensors", "step_00000003.safetensors"]
-    os.truncate(tmp_path / "step_00000003.safetensors", 500)  # the newest damaged: the one before is used
-    assert checkpoint.restore(tmp_path, model=model, optimizer=optimizer, identity="x") == 2
-    with pytest.raises(ValueError, match="another configuration"):
-        checkpoint.restore(tmp_path, model=model, optimizer=optimizer, identity="y")
-    os.truncate(tmp_path / "step_00000002.safetensors", 500)
-    with pytest.raises(ValueError, match="can be read"):
-        checkpoint.restore(tmp_path, model=model, optimizer=optimizer, identity="x")
 
 
 @pytest.mark.parametrize(

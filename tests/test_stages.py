@@ -8,7 +8,9 @@ from reference.reference_weights import input_images, variable_value
 
 import zoo
 from training.lars import LARS
-from training.stages import Distill, Finetune, Pretrain, contrast_accuracy
+from training.losses import contrast
+from training.stages import Distill, Finetune, Pretrain
+from training.teachers import ModelTeacher
 from zoo.convert import tensorflow_names, to_tensorflow_layout
 
 STEPS = {
@@ -76,7 +78,7 @@ def test_every_trainable_parameter_gets_a_gradient(classify_from: int) -> None:
         Pretrain(zoo.create(TINY, **make)),
         Finetune(zoo.create(TINY, **make)),
         Finetune(zoo.create(TINY, **make), freeze_backbone=True),
-        Distill(zoo.create(TINY, **make), zoo.create(TINY, **make), alpha=0.5),
+        Distill(zoo.create(TINY, **make), ModelTeacher(zoo.create(TINY, **make)), alpha=0.5),
     ]
     for stage in stages:
         stage.train()(batch)["loss"].backward()
@@ -99,22 +101,23 @@ def test_frozen_backbone_moves_nothing_but_the_classifier(tiny_model: zoo.SimCLR
 def test_distillation_mixes_labels_where_there_are_some(tiny_model: zoo.SimCLR) -> None:
     student = zoo.create(TINY, num_classes=3, image_size=48, projector=False, seed=2)
     images, labels = torch.rand(4, 3, 48, 48), torch.tensor([0, -1, 2, -1])
-    teacher_only = Distill(student, tiny_model)({"view0": images})["loss"]
-    half = Distill(student, tiny_model, alpha=0.25)
+    teacher = ModelTeacher(tiny_model)
+    teacher_only = Distill(student, teacher)({"view0": images})["loss"]
+    half = Distill(student, teacher, alpha=0.25)
     mixed = half({"view0": images, "label": labels})["loss"]
     logits = student.train()(images).logits
     error = torch.nn.functional.cross_entropy(logits[[0, 2]], labels[[0, 2]])
     torch.testing.assert_close(mixed, 0.25 * teacher_only + 0.75 * error, rtol=1e-4, atol=1e-5)
     none = half({"view0": images, "label": torch.full((4,), -1)})["loss"]
     torch.testing.assert_close(none, 0.25 * teacher_only, rtol=1e-4, atol=1e-5)
-    assert not half.teacher.training
-    assert not any(parameter.requires_grad for parameter in half.teacher.parameters())
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
 
 
 def test_contrast_accuracy_by_hand() -> None:
     z0 = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert contrast_accuracy(z0, z0).item() == 1.0
-    assert contrast_accuracy(z0, z0.flip(0)).item() == 0.0
+    assert contrast(z0, z0).accuracy.item() == 1.0
+    assert contrast(z0, z0.flip(0)).accuracy.item() == 0.0
 
 
 @pytest.mark.parametrize(

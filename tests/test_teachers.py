@@ -14,7 +14,7 @@ import zoo
 from app.cli import simclr
 from export import to_onnx
 from training import answers, data, scoring
-from training.answers import Crops, compress, kept_classes, rebuild
+from training.answers import compress, kept_classes, rebuild
 from training.augment import Augmentation
 from training.losses import distillation_loss
 from training.teachers import CachedTeacher, ModelTeacher, OnnxTeacher, check_classes, open_teacher
@@ -53,7 +53,7 @@ def teacher(tiny_model: zoo.SimCLR) -> ModelTeacher:
     return ModelTeacher(tiny_model)
 
 
-def crops_of(images: data.ImageSet, places: list[int], crop: list[int], crops: Crops) -> Tensor:
+def crops_of(images: data.ImageSet, places: list[int], crop: list[int], crops: data.Crops) -> Tensor:
     """The student's side: each image alone, with the number of its crop as epoch."""
     augmentation = Augmentation(crops.image_size, color=False, blur=False)
     views = [
@@ -201,7 +201,7 @@ def test_cached_answers_are_the_live_ones(
     cached.check(images)
     arrays = [array for shard in cached._shards for array in shard.values()]
     assert not any(array.flags.owndata or array.flags.writeable for array in arrays)  # mapped, not read
-    assert cached.crops == Crops(count=2, seed=7, image_size=48)
+    assert cached.crops == data.Crops(count=2, seed=7, image_size=48)
     assert (cached.num_classes, cached.classes, cached.image_size) == (3, teacher.classes, 48)
 
     places = [35, 3, 17, 16, 15, 0, 3]  # over three shards, in no order, one twice
@@ -465,7 +465,7 @@ def test_command(
         "36 images, 3 crops of 40 pixels and an evaluation view each, all 3 classes: 25 bytes an"
     )
     assert shown[1].startswith(f"Answers for 36 images in {out}: ")
-    assert CachedTeacher(out).crops == Crops(3, 5, 40)
+    assert CachedTeacher(out).crops == data.Crops(3, 5, 40)
     size = sum(path.stat().st_size for path in out.iterdir())
     assert f"{size / 36:,.0f} bytes each" in shown[1]
     assert run_command(simclr, [*given, "--top-k", "0"], name="simclr") == 2

@@ -80,16 +80,6 @@ def rebuild(logits: Tensor, classes: Tensor, rest: Tensor, num_classes: int) -> 
 # ---- what was scored -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Crops:
-    """The crops that were scored: number c of an image is ``Augmentation(image_size, color=False, blur=False)`` with
-    ``epoch=c, view=0, seed=seed``, c from 0 to ``count`` - 1."""
-
-    count: int
-    seed: int
-    image_size: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """What a folder of answers is about; the shards and the manifest of one folder agree on all of it."""

@@ -18,19 +18,21 @@ from zoo.registry import SpecLike
 from zoo.registry import spec as find_spec
 
 _EXISTING_FOLDER = click.Path(path_type=Path)
+_SHORT = {"batch_size": "--batch", "micro_batch": "--micro"}
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _option(name: str, kind: Any) -> click.Option:
     flag = "--" + name.replace("_", "-")
+    flags = [name, flag] + ([_SHORT[name]] if name in _SHORT else [])
     help_text = "Overrides the recipe."
     if kind == SpecLike:
         kind = str
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}"], default=None, help=help_text)
     if typing.get_origin(kind) is Literal:
-        return click.Option([flag], type=click.Choice(typing.get_args(kind)), help=help_text)
-    return click.Option([flag], type=kind, help=help_text)
+        return click.Option(flags, type=click.Choice(typing.get_args(kind)), help=help_text)
+    return click.Option(flags, type=kind, help=help_text)
 
 
 def recipe_options(kind: type[AnyRecipe]) -> list[click.Parameter]:
@@ -56,6 +58,11 @@ def _images_option(help_text: str) -> Callable[[_F], _F]:
 def _run_options(function: _F) -> _F:
     for option in (
         click.option("--resume", is_flag=True, help="Go on with the run in --out."),
+        click.option(
+            "--validation",
+            type=click.Path(path_type=Path),
+            help="Labelled images to score on the way: class folders, or a table of path,label.",
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu."),
         click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory."),
     ):
@@ -83,6 +90,17 @@ def _labelled(images: Path, labels: Path | None, share: float | None, seed: int)
     return found
 
 
+def _validation(given: Path | None, images: Path, classes: tuple[str, ...] | None) -> Any:
+    """The images of --validation, in the order of ``classes`` if there are some."""
+    from training import data
+
+    if given is None:
+        return None
+    if given.is_dir():
+        return data.from_class_folders(given)
+    return data.from_csv(given, root=images, classes=classes or None)
+
+
 def load_model(name: str) -> Any:
     """A ``.safetensors`` file, or ``name:weights`` of the zoo, such as ``r18_1x:imagenette_distilled``."""
     import zoo
@@ -97,12 +115,16 @@ def load_model(name: str) -> Any:
 @click.option("--recipe", "name", default="standard_pretrain", show_default=True)
 @_images_option("A folder of images, nested as you like; labels are not used.")
 @_run_options
-def pretrain(name: str, images: Path, out: Path, device: str, resume: bool, **overrides: Any) -> None:
+def pretrain(
+    name: str, images: Path, out: Path, device: str, resume: bool, validation: Path | None, **overrides: Any
+) -> None:
     """Stage 1: contrastive pretraining on images without labels."""
     chosen = _chosen(PretrainRecipe, name, overrides)
+    assert isinstance(chosen, PretrainRecipe)
     from training import data, runs
 
-    runs.pretrain(chosen, data.from_folder(images), out=out, device=device, resume=resume)  # type: ignore[arg-type]
+    few = _validation(validation, images, None)
+    runs.pretrain(chosen, data.from_folder(images), out=out, device=device, resume=resume, validation=few)
     click.echo(f"Pretrained model: {out / runs.MODEL_FILE}")
 
 
@@ -124,6 +146,7 @@ def finetune(
     out: Path,
     device: str,
     resume: bool,
+    validation: Path | None,
     **overrides: Any,
 ) -> None:
     """Stage 2: fine-tuning on few labels; --freeze-backbone makes it linear evaluation."""
@@ -136,19 +159,30 @@ def finetune(
     wanted = overrides["model"]
     if model is not None and wanted is not None and find_spec(wanted) != model.spec:
         raise ValueError(f"--model {wanted}, but {source} is a {model.spec.name}; leave --model out.")
-    runs.finetune(chosen, few, model, out=out, device=device, resume=resume)
+    held_out = _validation(validation, images, few.classes)
+    runs.finetune(chosen, few, model, out=out, device=device, resume=resume, validation=held_out)
     click.echo(f"Fine-tuned model ({len(few)} labels): {out / runs.MODEL_FILE}")
 
 
 @click.command(epilog="Recipes: " + ", ".join(n for n, r in RECIPES.items() if isinstance(r, DistillRecipe)))
 @click.option("--recipe", "name", default="standard_distill", show_default=True)
-@click.option("--teacher", required=True, help="Fine-tuned model: a .safetensors file, or a zoo name.")
+@click.option(
+    "--teacher",
+    required=True,
+    help="A .safetensors or .onnx file, a zoo name, or a folder of answers that `simclr score` wrote.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["self", "small"]),
+    help="self: temperature 0.1, the student has the teacher's architecture; small: temperature 1.",
+)
 @_images_option("A folder of images; labels are used only with --alpha below 1.")
 @_label_options
 @_run_options
 def distill(
     name: str,
     teacher: str,
+    preset: str | None,
     images: Path,
     labels: Path | None,
     label_share: float | None,
@@ -156,18 +190,28 @@ def distill(
     out: Path,
     device: str,
     resume: bool,
+    validation: Path | None,
     **overrides: Any,
 ) -> None:
     """Stage 3: distillation into a student on images without labels."""
     chosen = _chosen(DistillRecipe, name, overrides)
     assert isinstance(chosen, DistillRecipe)
     from training import data, runs
+    from training.teachers import ModelTeacher, open_teacher
 
+    found = open_teacher(teacher)
+    if preset is not None and overrides["temperature"] is None:
+        chosen = dataclasses.replace(chosen, temperature={"self": 0.1, "small": 1.0}[preset])
+    if preset == "self" and overrides["model"] is None:
+        if not isinstance(found, ModelTeacher):
+            raise ValueError(f"--preset self takes the teacher's architecture, but {teacher} tells none; add --model.")
+        chosen = dataclasses.replace(chosen, model=found.model.spec)
     everything = data.from_folder(images)
     if chosen.alpha < 1:
         everything = data.with_labels(everything, _labelled(images, labels, label_share, label_seed))
-    runs.distill(chosen, everything, load_model(teacher), out=out, device=device, resume=resume)
-    click.echo(f"Student: {out / runs.MODEL_FILE}")
+    held_out = _validation(validation, images, found.classes)
+    runs.distill(chosen, everything, found, out=out, device=device, resume=resume, validation=held_out)
+    click.echo(f"Student: {out / runs.MODEL_FILE} (the last), {out / runs.BEST_FILE} (the best on the way)")
 
 
 @click.command()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.augment import Augmentation
+from training.distributed import share
 from zoo.transforms import preprocess, read_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -221,11 +222,32 @@ def stratified_subset(
 _Skipped = list[tuple[int, str]]  # place in the set, reason
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Random crops to be repeated: number c of an image is ``Augmentation(image_size, color=False, blur=False)`` with
+    ``epoch=c, view=0, seed=seed``, c from 0 to ``count`` - 1."""
+
+    count: int
+    seed: int
+    image_size: int
+
+
 class _TrainingSteps(Dataset[tuple[dict[str, Tensor], _Skipped]]):
     """Step number -> its batch. Runs in the workers and is all that is sent to them."""
 
-    def __init__(self, images: ImageSet, *, batch_size: int, augmentation: Augmentation, views: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        views: int,
+        seed: int,
+        crops: Crops | None,
+        process: tuple[int, int],
+    ) -> None:
         self.images, self.augmentation, self.views, self.seed = images, augmentation, views, seed
+        self.crops, self.process = crops, process
         self.batch_size = min(batch_size, len(images))
         self.steps_per_epoch = len(images) // self.batch_size
         self._order: tuple[int, np.ndarray] | None = None  # the epoch last used, and its permutation
@@ -239,15 +261,19 @@ class _TrainingSteps(Dataset[tuple[dict[str, Tensor], _Skipped]]):
 
     def __getitem__(self, step: int) -> tuple[dict[str, Tensor], _Skipped]:
         epoch, indices = self.indices(step)
-        pixels, kept, skipped = _read(self.images, indices)
+        pixels, kept, skipped = _read(self.images, indices[share(len(indices), *self.process)])
         batch = {"index": torch.tensor(kept, dtype=torch.int64)}
+        seed = self.seed
+        if self.crops is not None:
+            epoch, seed = epoch % self.crops.count, self.crops.seed
+            batch["crop"] = torch.full((len(kept),), epoch)
         if self.images.labels is not None:
             batch["label"] = torch.from_numpy(self.images.labels[kept])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a worker: the last bits may depend on it
         try:
-            for view in range(self.views if kept else 0):
-                batch[f"view{view}"] = self.augmentation(pixels, indices=kept, epoch=epoch, view=view, seed=self.seed)
+            for view in range(self.views):
+                batch[f"view{view}"] = self.augmentation(pixels, indices=kept, epoch=epoch, view=view, seed=seed)
         finally:
             torch.set_num_threads(threads)
         return batch, skipped
@@ -273,6 +299,9 @@ class TrainingBatches:
 
     Images that cannot be read are left out: their batch is smaller by them. ``skipped`` collects them with the reason,
     and ``on_skip(path, reason)`` is called the first time each is met (by default a warning is logged).
+
+    ``crops`` repeats, epoch after epoch, the crops that a teacher was asked about, and says in ``crop`` which each is.
+    ``process`` = (number, processes): this process's part of every batch.
     """
 
     def __init__(
@@ -284,6 +313,8 @@ class TrainingBatches:
         views: int,
         seed: int,
         workers: int = 1,
+        crops: Crops | None = None,
+        process: tuple[int, int] = (0, 1),
         on_skip: OnSkip | None = None,
     ) -> None:
         if not len(images):
@@ -295,7 +326,19 @@ class TrainingBatches:
         if seed < 0:
             raise ValueError(f"seed must not be negative, but is {seed}.")
         self.images, self.workers = images, workers
-        self._steps = _TrainingSteps(images, batch_size=batch_size, augmentation=augmentation, views=views, seed=seed)
+        self._steps = _TrainingSteps(
+            images,
+            batch_size=batch_size,
+            augmentation=augmentation,
+            views=views,
+            seed=seed,
+            crops=crops,
+            process=process,
+        )
+        if self.batch_size < process[1]:
+            raise ValueError(
+                f"A batch of {self.batch_size} images is fewer than one for each of {process[1]} processes."
+            )
         self._skips = _Skips(images, on_skip)
 
     @property
@@ -317,13 +360,13 @@ class TrainingBatches:
         """The batches of the steps ``start_step`` to ``total_steps`` - 1 of the run, over all its epochs.
 
         Each is a dict of ``view0`` and, with two views, ``view1`` (B, 3, S, S) float32 in [0, 1], ``index`` (B,) int64,
-        the images' places in the set, and, if the set is labelled, ``label`` (B,) int64.
+        the images' places in the set, and, if the set is labelled, ``label`` (B,) int64; with ``crops`` also ``crop``.
 
-        Raises ValueError if no image of a batch can be read.
+        Raises ValueError if no image of a batch can be read; with several processes a part may be empty.
         """
         for batch, skipped in _load(self._steps, range(start_step, total_steps), self.workers):
             self._skips.note(skipped)
-            if not len(batch["index"]):
+            if not len(batch["index"]) and self._steps.process[1] == 1:
                 names = [self.images.paths[index] for index, _ in skipped]
                 raise ValueError(
                     f"None of the {len(names)} images of a batch can be read: {_listing(names)}. "

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from training import health
 from training.data import ImageSet, evaluation_batches
 from zoo.simclr import SimCLR
 
@@ -96,15 +97,22 @@ def knn(
     classes: int,
     k: int = 200,
     temperature: float = 0.1,
+    leave_one_out: bool = False,
     chunk: int = 1024,
 ) -> Tensor:
-    """Scores (M, classes): the k nearest by cosine vote with weight exp(similarity / temperature) (Wu et al. 2018)."""
+    """Scores (M, classes): the k nearest by cosine vote with weight exp(similarity / temperature) (Wu et al. 2018).
+
+    ``leave_one_out``: the test images are the training images, and none votes on itself.
+    """
     bank = F.normalize(train_features, dim=1)
     votes = F.one_hot(torch.as_tensor(train_labels), classes).to(bank.dtype)
-    k = min(k, len(bank))
+    k = min(k, len(bank) - leave_one_out)
     scores = []
-    for queries in F.normalize(test_features, dim=1).split(chunk):
-        similarity, nearest = (queries @ bank.T).topk(k, dim=1)  # (chunk, k)
+    for start, queries in enumerate(F.normalize(test_features, dim=1).split(chunk)):
+        cosines = queries @ bank.T  # (chunk, N)
+        if leave_one_out:
+            cosines.diagonal(start * chunk).fill_(-torch.inf)
+        similarity, nearest = cosines.topk(k, dim=1)  # (chunk, k)
         weights = ((similarity - 1) / temperature).exp()
         scores.append((weights[:, :, None] * votes[nearest]).sum(1))
     return torch.cat(scores)
@@ -119,3 +127,27 @@ def knn_score(
     bank, _, kept = embed(model, train, device=device, title="kNN bank")
     queries, _, asked = embed(model, test, device=device, title="kNN queries")
     return score(knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k), test.labels[asked])
+
+
+_LOOKED_AT = 500  # unlabeled images, where there are no labels to score with
+
+
+def feature_scores(
+    model: SimCLR, device: torch.device, *, images: ImageSet | None, fallback: ImageSet
+) -> dict[str, float]:
+    """What the features are worth on the way: leave-one-out kNN accuracy, effective rank, spread (training/health.py).
+
+    ``images`` are labelled; without them there is no kNN score, and the rest is told of the first 500 of ``fallback``.
+    """
+    looked_at = images if images is not None else fallback.subset(range(min(_LOOKED_AT, len(fallback))))
+    features, _, kept = embed(model, looked_at, device=device, title="looking at features")
+    found = {}
+    if images is not None:
+        assert images.labels is not None
+        labels = images.labels[kept]
+        votes = knn(features, labels, features, classes=len(images.classes), k=20, leave_one_out=True)
+        found["knn"] = score(votes, labels).top1
+    return found | {
+        "feature_rank": health.effective_rank(features),
+        "feature_spread": health.feature_spread(features),
+    }

@@ -12,23 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training import checkpoint
+from training import checkpoint, distributed
+from training.step import Step
 from zoo.files import written_whole
 
-
-class Stage(Protocol):
-    """What the loop needs of a stage; see training/stages.py."""
-
-    @property
-    def model(self) -> nn.Module: ...
-
-    def __call__(self, batch: dict[str, Tensor], /) -> Any: ...
+Entry = dict[str, Any]
 
 
 class InterruptedRunError(KeyboardInterrupt):
@@ -36,12 +30,16 @@ class InterruptedRunError(KeyboardInterrupt):
 
 
 class DivergedError(ValueError):
-    """The loss is not a finite number; the last checkpoint is kept."""
+    """The loss or a weight is not a finite number; the last checkpoint is kept."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast, where to: ``rate(step)`` is the learning rate, ``out`` the run directory."""
+    """How long, how fast, where to: ``rate(step)`` is the learning rate, ``out`` the run directory.
+
+    ``score()`` measures the model every ``score_every`` steps and at the end: name -> value, the first of which counts;
+    ``keep_best()`` is called when it is the highest so far. ``watch(entries, scores)`` gives warnings in words.
+    """
 
     out: Path
     total_steps: int
@@ -49,9 +47,14 @@ class Plan:
     rate: Callable[[int], float]
     identity: str  # of the configuration; a checkpoint of another is refused
     title: str = "training"
-    precision: torch.dtype = torch.float32
-    log_every: int = 10
+    log_every: int = 10  # steps
     save_every: float = 300.0  # seconds
+    score_every: int = 0  # steps; 0: at the end only
+    score: Callable[[], dict[str, float]] | None = None
+    keep_best: Callable[[], None] = lambda: None
+    watch: Callable[[list[Entry], list[Entry]], list[str]] = lambda entries, scores: []
+    warn: Callable[[str], None] = lambda line: None
+    tensorboard: bool = False
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -72,8 +75,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.float32
     if name == "bf16":
         return torch.bfloat16
+    if name == "fp16":
+        return torch.float16
     if name != "auto":
-        raise ValueError(f"Unknown precision {name!r}. Choose from: auto, fp32, bf16.")
+        raise ValueError(f"Unknown precision {name!r}. Choose from: auto, fp32, bf16, fp16.")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # private: it may go
@@ -93,103 +98,194 @@ def memory_format(model: nn.Module) -> torch.memory_format:
     return torch.channels_last
 
 
-def train(
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    stream: Callable[[int, int], Iterable[dict[str, Tensor]]],
-    plan: Plan,
-    *,
-    device: torch.device,
-    resume: bool = False,
-) -> None:
+def train(step: Step, stream: Callable[[int, int], Iterable[dict[str, Tensor]]], plan: Plan, *, resume: bool) -> None:
     """Run the steps that are left, from the last checkpoint if ``resume``. ``stream(start, total)`` gives the batches.
 
-    Leaves ``log.jsonl``, ``curve.png`` and checkpoints in ``plan.out``; the caller saves the finished model. Raises
-    InterruptedRunError after Ctrl-C or SIGTERM, once a checkpoint is written, and DivergedError for a loss that is not
-    finite.
+    Leaves ``log.jsonl``, ``scores.jsonl``, ``curve.png`` and checkpoints in ``plan.out``; the caller saves the finished
+    model. Raises InterruptedRunError after Ctrl-C or SIGTERM, once a checkpoint is written, and DivergedError for a
+    loss or weights that are not finite. With several processes all run this; the first one writes.
     """
-    folder, log_path = plan.out / "checkpoints", plan.out / "log.jsonl"
-    layout = memory_format(stage.model)
-    stage.model.to(memory_format=layout)
-    start = checkpoint.restore(folder, model=stage.model, optimizer=optimizer, identity=plan.identity) if resume else 0
-    log = _kept_log(log_path, start)
-
-    def save(done: int) -> Path:
-        return checkpoint.save(folder, step=done, model=stage.model, optimizer=optimizer, identity=plan.identity)
-
-    done, saved, began = start, start, time.monotonic()
-    last_save = began
-    batches = iter(stream(start, plan.total_steps))
-    bar = tqdm(total=plan.total_steps, initial=start, desc=plan.title, unit="step", disable=None, dynamic_ncols=True)
-    with _interrupts() as asked, bar, log_path.open("a", encoding="utf-8") as log_file:
-        images, tick = 0, began
-        for batch in batches:
-            rate = plan.rate(done)
-            for group in optimizer.param_groups:
+    start = _Journal.restored(step, plan) if resume else 0
+    with _Journal(step, plan, start) as journal, _interrupts() as asked:
+        for batch in stream(start, plan.total_steps):
+            rate = plan.rate(journal.done)
+            for group in step.optimizer.param_groups:
                 group["lr"] = rate
-            metrics = _step(stage, optimizer, batch, device, plan.precision, layout)
-            done += 1
-            images += sum(len(batch[view]) for view in ("view0", "view1") if view in batch)
-            logged = done % plan.log_every == 0 or done == plan.total_steps or bool(asked)
+            metrics = step(batch)
+            stop = journal.note(batch, metrics, rate, stop=bool(asked))
+            if stop:
+                raise InterruptedRunError(
+                    f"Stopped after step {journal.done} of {plan.total_steps}; checkpoint: {journal.saved}. "
+                    "Go on with --resume."
+                )
+        journal.close_run()
+
+
+class _Journal:
+    """What a run leaves behind, step by step: log, scores, checkpoints, curve, the bar; and whether it is to stop."""
+
+    def __init__(self, step: Step, plan: Plan, start: int) -> None:
+        self.step, self.plan, self.start, self.done = step, plan, start, start
+        self.first = distributed.is_first()
+        self.saved: Path | None = None
+        self._saved_at, self._said = start, set[str]()
+        self._began = self._last_save = self._tick = time.monotonic()
+        self._images = 0
+        self.log, self.scores = (_Lines(plan.out / name, start, write=self.first) for name in ("log", "scores"))
+
+    @staticmethod
+    def restored(step: Step, plan: Plan) -> int:
+        """Put the last checkpoint into the stage and the optimizer; the steps done."""
+        done, more = checkpoint.restore(
+            plan.out / "checkpoints", modules=step.stage.kept(), optimizer=step.optimizer, identity=plan.identity
+        )
+        if more.get("scaler"):
+            step.scaler.load_state_dict(more["scaler"])
+        return done
+
+    def __enter__(self) -> "_Journal":
+        silent = None if self.first else True
+        self.bar = tqdm(
+            total=self.plan.total_steps,
+            initial=self.start,
+            desc=self.plan.title,
+            unit="step",
+            disable=silent,
+            dynamic_ncols=True,
+        )
+        self.board = _tensorboard(self.plan.out, self.start) if self.plan.tensorboard and self.first else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+    def note(self, batch: dict[str, Tensor], metrics: dict[str, Tensor], rate: float, *, stop: bool) -> bool:
+        """After a step: log, score, save as due. True if any process was asked to stop; then a checkpoint is there."""
+        plan = self.plan
+        self.done += 1
+        self._images += sum(len(batch[view]) for view in ("view0", "view1") if view in batch)
+        due = self.first and time.monotonic() - self._last_save > plan.save_every
+        stop, due = distributed.any_of(stop, due)
+        logged = self.done % plan.log_every == 0 or self.done == plan.total_steps
+        if logged or stop or due:
+            values = self._values(metrics)
             if logged:
-                values = {name: float(value) for name, value in metrics.items()}
-                if not math.isfinite(values["loss"]):
-                    last = checkpoint.all_of(folder)
-                    kept = f"The last checkpoint is {last[-1]}" if last else "There is no checkpoint yet"
-                    raise DivergedError(
-                        f"The loss is {values['loss']} at step {done}. {kept}; lower the learning rate."
-                    )
-                now = time.monotonic()
-                speed, images, tick = images / max(now - tick, 1e-9), 0, now
-                entry = {"step": done, "epoch": done / plan.steps_per_epoch, **values, "learning_rate": rate}
-                entry |= {"images_per_second": speed, "seconds": now - began}
-                log.append(entry)
-                log_file.write(json.dumps(entry) + "\n")
-                log_file.flush()
-                bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.0f} images/s", refresh=False)
-            bar.update()
-            if logged and (asked or time.monotonic() - last_save > plan.save_every):  # the loss is known to be finite
-                path, saved, last_save = save(done), done, time.monotonic()
-                draw_curve(log, plan.out / "curve.png", plan.title)
-                if asked:
-                    where = f"Stopped after step {done} of {plan.total_steps}; checkpoint: {path}."
-                    raise InterruptedRunError(f"{where} Go on with --resume.")
-    if saved != done or done == start:
-        save(done)
-    draw_curve(log, plan.out / "curve.png", plan.title)
+                self._write_entry(values, rate)
+        self.bar.update()
+        if self.done == plan.total_steps or (plan.score_every and self.done % plan.score_every == 0):
+            self._score()
+        if stop or due:
+            self._save()
+        return stop
+
+    def close_run(self) -> None:
+        """At the end: the last checkpoint and the curve."""
+        if self._saved_at != self.done or self.done == self.start:
+            self._save()
+
+    def _values(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """The metrics over all processes. Raises DivergedError if the loss is no finite number."""
+        names = sorted(metrics)
+        summed = distributed.total(torch.stack([metrics[name].cpu().double() for name in names])).tolist()
+        values = dict(zip(names, summed, strict=True))
+        if not math.isfinite(values["loss"]):
+            raise DivergedError(self._diverged(f"The loss is {values['loss']} at step {self.done}"))
+        return {"loss": values.pop("loss"), **values}
+
+    def _diverged(self, what: str) -> str:
+        kept = checkpoint.all_of(self.plan.out / "checkpoints")
+        last = f"The last checkpoint is {kept[-1]}" if kept else "There is no checkpoint yet"
+        return f"{what}. {last}; lower the learning rate."
+
+    def _write_entry(self, values: dict[str, float], rate: float) -> None:
+        now = time.monotonic()
+        speed, self._images, self._tick = self._images / max(now - self._tick, 1e-9), 0, now
+        entry: Entry = {"step": self.done, "epoch": self.done / self.plan.steps_per_epoch, **values}
+        entry |= self.step.stage.signs()
+        entry |= {"learning_rate": rate, "images_per_second": speed * distributed.size(), "seconds": now - self._began}
+        self.log.add(entry)
+        self._tell(entry)
+        self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {entry['images_per_second']:.0f} images/s", refresh=False)
+
+    def _score(self) -> None:
+        if self.plan.score is not None and self.first:
+            best = max((_first(entry) for entry in self.scores.entries), default=-math.inf)
+            found = self.plan.score()
+            entry: Entry = {"step": self.done, "epoch": self.done / self.plan.steps_per_epoch, **found}
+            self.scores.add(entry)
+            self._tell(entry)
+            if _first(entry) > best:
+                self.plan.keep_best()
+        distributed.wait_for_all()
+
+    def _tell(self, entry: Entry) -> None:
+        """To TensorBoard, and warnings of what is seen, each once."""
+        if not self.first:
+            return
+        if self.board is not None:
+            for name in entry.keys() - {"step", "seconds"}:
+                self.board.add_scalar(name, entry[name], self.done)
+        for line in self.plan.watch(self.log.entries, self.scores.entries):
+            kind = line.split(":")[0]
+            if kind not in self._said:
+                self._said.add(kind)
+                self.plan.warn(line)
+
+    def _save(self) -> None:
+        """Raises DivergedError rather than keep weights that are no finite numbers."""
+        plan, folder = self.plan, self.plan.out / "checkpoints"
+        self.saved = checkpoint.path_of(folder, self.done)
+        self._saved_at, self._last_save = self.done, time.monotonic()
+        if self.first:
+            try:
+                checkpoint.save(
+                    folder,
+                    step=self.done,
+                    modules=self.step.stage.kept(),
+                    optimizer=self.step.optimizer,
+                    identity=plan.identity,
+                    more={"scaler": self.step.scaler.state_dict()},
+                )
+            except checkpoint.NotFiniteError as error:
+                raise DivergedError(self._diverged(f"After step {self.done}, {error}")) from None
+            draw_curve(self.log.entries, plan.out / "curve.png", plan.title, scores=self.scores.entries)
+        distributed.wait_for_all()
 
 
-def _step(
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    device: torch.device,
-    precision: torch.dtype,
-    layout: torch.memory_format,
-) -> dict[str, Tensor]:
-    moved = {
-        name: value.to(device, non_blocking=True, memory_format=layout)
-        if value.ndim == 4
-        else value.to(device, non_blocking=True)
-        for name, value in batch.items()
-    }
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-        metrics = stage(moved)
-    metrics["loss"].backward()
-    optimizer.step()
-    return {name: value.detach() for name, value in metrics.items()}
+class _Lines:
+    """A file of JSON lines, kept up to a step: what came after it is repeated."""
+
+    def __init__(self, stem: Path, start: int, *, write: bool) -> None:
+        self.path, self.write = stem.with_suffix(".jsonl"), write
+        self.entries: list[Entry] = []
+        if start and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            self.entries = [entry for entry in map(_entry, lines) if entry is not None and entry["step"] <= start]
+        if write:
+            with written_whole(self.path) as temporary:
+                text = "".join(json.dumps(entry) + "\n" for entry in self.entries)
+                temporary.write_text(text, encoding="utf-8")
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if self.write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
 
-def _kept_log(path: Path, start: int) -> list[dict[str, Any]]:
-    """The log up to step ``start``, in memory and on disk: what came after it is repeated."""
-    entries = []
-    if start and path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        entries = [entry for entry in map(_entry, lines) if entry is not None and entry["step"] <= start]
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return entries
+def _first(entry: Entry) -> float:
+    """The score that counts: the one after step and epoch."""
+    return float(list(entry.values())[2])
+
+
+def _tensorboard(out: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard.") from None
+    return SummaryWriter(out / "tensorboard", purge_step=start)
 
 
 def _entry(line: str) -> dict[str, Any] | None:
@@ -211,7 +307,8 @@ def _interrupts() -> Iterator[list[int]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        print("\nStopping after this step; once more to stop without a checkpoint.", file=sys.stderr, flush=True)
+        if distributed.is_first():
+            print("\nStopping after this step; once more to stop without a checkpoint.", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -221,8 +318,8 @@ def _interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def draw_curve(log: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and the stage's other metric against epochs, as PNG."""
+def draw_curve(log: list[Entry], path: Path, title: str, *, scores: list[Entry] | None = None) -> None:
+    """Loss, the stage's other metric and the scores against epochs, as PNG."""
     if not log:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -236,12 +333,23 @@ def draw_curve(log: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.set(xlabel="epoch", ylabel="loss", title=title)
     axes.grid(alpha=0.2)
     other = next((name for name in ("contrast_accuracy", "accuracy", "agreement") if name in log[-1]), None)
-    if other:
+    shares = scores if scores and _first(max(scores, key=_first)) <= 1 else None  # of images; a rank is none
+    if other or shares:
         right = axes.twinx()
-        right.plot(epochs, [entry[other] for entry in log], color="#c55a11", linewidth=1)
-        right.set(ylabel=other.replace("_", " "), ylim=(0, 1))
+        right.set(ylim=(0, 1))
+        if other:
+            right.plot(epochs, [entry[other] for entry in log], color="#c55a11", linewidth=1, label=_words(other))
+        if shares:
+            name = list(shares[0])[2]
+            points = [entry["epoch"] for entry in shares], [_first(entry) for entry in shares]
+            right.plot(*points, color="#548235", marker="o", markersize=3, label=_words(name))
+        right.legend(loc="center right", fontsize="small")
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

@@ -7,7 +7,20 @@ from typing import Literal, TypeAlias
 from training.schedule import Scaling
 from zoo.registry import SpecLike, suggest
 
-Precision = Literal["auto", "fp32", "bf16"]
+_NOT_NEGATIVE = (
+    "warmup_epochs",
+    "learning_rate",
+    "weight_decay",
+    "momentum",
+    "clip_norm",
+    "ema_decay",
+    "micro_batch",
+    "workers",
+    "seed",
+    "save_every",
+)
+Statistics = Literal["micro", "global"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +37,36 @@ class Recipe:
     scaling: Scaling = "sqrt"
     momentum: float = 0.9
     weight_decay: float = 0.0
+    clip_norm: float = 0.0  # of the whole gradient; 0: as it is
+    ema_decay: float = 0.0  # the result is the moving average of the weights with this decay; 0: the weights themselves
+    micro_batch: int = 0  # images of a process in the network at a time; 0: all
+    batch_norm: Statistics = "micro"  # over each micro-batch, or pooled over the batch ("global"); see training/step.py
+    recompute: bool = False  # activations of a block in the backward pass, instead of keeping them
+    compile: bool = False
     seed: int = 0
     precision: Precision = "auto"
     workers: int = 1
+    log_every: int = 10  # steps
+    save_every: float = 300.0  # seconds between checkpoints
+    score_every: float = 5.0  # epochs between scores on the validation images
+    tensorboard: bool = False
     note: str = ""  # hardware, hours, what to expect
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "epochs"):
+        for name in ("image_size", "batch_size", "epochs", "log_every", "score_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not positive.")
-        for name in ("warmup_epochs", "learning_rate", "weight_decay", "momentum", "workers", "seed"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is negative.")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} is not shorter than epochs={self.epochs}.")
+        if self.ema_decay >= 1:
+            raise ValueError(f"ema_decay={self.ema_decay!r} is not below 1; 0.999 averages over about 1,000 steps.")
+        if self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch={self.micro_batch} is more than batch_size={self.batch_size}.")
+        if self.batch_norm == "global" and not self.micro_batch:
+            raise ValueError("batch_norm='global' pools the parts of a batch; it needs a micro_batch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +78,15 @@ class PretrainRecipe(Recipe):
     temperature: float = 0.1
     color_strength: float = 1.0
     blur: bool = True
+    memory: int = 0  # projections of the moving-average encoder as more negatives; the paper's is 65536
+    memory_decay: float = 0.999  # of that encoder
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.memory < 0:
+            raise ValueError(f"memory={self.memory!r} is negative; 0 is none, the paper's is 65536.")
+        if not 0 <= self.memory_decay < 1:
+            raise ValueError(f"memory_decay={self.memory_decay!r} is not in [0, 1); the paper's is 0.999.")
 
 
 @dataclass(frozen=True, kw_only=True)

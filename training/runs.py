@@ -1,43 +1,67 @@
 """A recipe, images and a folder in; a trained model and its run directory out. One function a stage.
 
-A run directory holds config.json, log.jsonl, curve.png, checkpoints/ and, at the end, model.safetensors.
+A run directory holds config.json, views.png, log.jsonl, scores.jsonl, curve.png, checkpoints/ and, at the end,
+model.safetensors; best.safetensors is the model that scored best on the way. Under torchrun every process calls the
+same function, and the first one writes.
 """
 
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from training import schedule
+from training import distributed, evaluate, schedule
 from training.augment import Augmentation
-from training.data import ImageSet, TrainingBatches
+from training.batch_norm import recompute_activations
+from training.data import Crops, ImageSet, TrainingBatches
 from training.lars import LARS
-from training.loop import Plan, pick_device, pick_precision, train, write_config
+from training.loop import Plan, memory_format, pick_device, pick_precision, train, write_config
 from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
-from training.stages import Distill, Finetune, Pretrain
+from training.stages import Distill, Finetune, Pretrain, Stage
+from training.step import Step
+from training.teachers import CachedTeacher, ModelTeacher, Teacher, check_classes
 from zoo.model_file import MODEL_FILE, load_file, save_file
 from zoo.simclr import SimCLR
 from zoo.weights import create
 
-_SAME_RESULT = ("workers", "note")  # fields that do not change what is computed
+BEST_FILE, ENCODER_FILE = "best.safetensors", "encoder.safetensors"
+# fields that do not change what is computed
+_SAME_RESULT = ("workers", "recompute", "log_every", "save_every", "score_every", "tensorboard", "note")
+_SCORED = 2000  # labelled images of a kNN score, and 512 of an agreement: enough to see where a run goes
+_ANSWERED = 512
 _log = logging.getLogger("simclrv2")
 
 
 def pretrain(
-    recipe: PretrainRecipe, images: ImageSet, *, out: Path, device: str = "auto", resume: bool = False
+    recipe: PretrainRecipe,
+    images: ImageSet,
+    *,
+    out: Path,
+    device: str = "auto",
+    resume: bool = False,
+    validation: ImageSet | None = None,
 ) -> SimCLR:
-    """Stage 1. Labels in ``images`` are ignored."""
+    """Stage 1. Labels in ``images`` are ignored.
+
+    Labelled ``validation`` images, which may be among ``images``, give a leave-one-out kNN score on the way. With a
+    memory, its encoder is kept as encoder.safetensors.
+    """
     images = dataclasses.replace(images, labels=None)
     model = create(recipe.model, num_classes=None, image_size=recipe.image_size, seed=recipe.seed)
     augmentation = Augmentation(recipe.image_size, strength=recipe.color_strength, blur=recipe.blur)
-    stage = Pretrain(model, temperature=recipe.temperature)
-    return _run(recipe, stage, images, augmentation, views=2, out=out, device=device, resume=resume, decay=True)
+    stage = Pretrain(model, temperature=recipe.temperature, memory=recipe.memory, decay=recipe.memory_decay)
+    few = None if validation is None else _labelled(validation).subset(range(min(_SCORED, len(validation))))
+    score = partial(evaluate.feature_scores, images=few, fallback=images)
+    run = _Run(recipe, stage, images, augmentation, out=out, score=score, best=few is not None, views=2)
+    return run.go(device, resume)
 
 
 def finetune(
@@ -48,22 +72,15 @@ def finetune(
     out: Path,
     device: str = "auto",
     resume: bool = False,
+    validation: ImageSet | None = None,
 ) -> SimCLR:
     """Stage 2 on the labelled ``images``, from a pretrained model (its architecture counts, not the recipe's), or from
     random values if the recipe says so.
 
-    Raises ValueError for images without labels, fewer than two classes, or a model that does not fit the recipe.
+    Raises ValueError for images without labels, fewer than two classes, validation images that are also trained on, or
+    a model that does not fit the recipe.
     """
-    if images.labels is None:
-        raise ValueError("Fine-tuning needs labels: give class folders, or a CSV with the columns path,label.")
-    if (images.labels < 0).any():
-        raise ValueError(
-            f"{int((images.labels < 0).sum())} images have no label; fine-tuning takes labelled ones only."
-        )
-    if len(images.classes) < 2:
-        raise ValueError(
-            f"Fine-tuning needs at least two classes; there is only {', '.join(images.classes) or 'none'}."
-        )
+    images = _labelled(images)
     if pretrained is not None:
         recipe = dataclasses.replace(recipe, model=pretrained.spec.name if pretrained.spec.facts else pretrained.spec)
     model = create(
@@ -84,8 +101,23 @@ def finetune(
         nn.init.zeros_(model.classifier.weight)
     augmentation = Augmentation(recipe.image_size, color=False, blur=False)
     stage = Finetune(model, freeze_backbone=recipe.freeze_backbone, weight_decay=_in_loss(recipe))
+    score = _accuracy_on(validation, images, model.classes)
     decay = not recipe.freeze_backbone
-    return _run(recipe, stage, images, augmentation, views=1, out=out, device=device, resume=resume, decay=decay)
+    return _Run(recipe, stage, images, augmentation, out=out, score=score, decay=decay).go(device, resume)
+
+
+def _labelled(images: ImageSet) -> ImageSet:
+    if images.labels is None:
+        raise ValueError("Fine-tuning needs labels: give class folders, or a CSV with the columns path,label.")
+    if (images.labels < 0).any():
+        raise ValueError(
+            f"{int((images.labels < 0).sum())} images have no label; fine-tuning takes labelled ones only."
+        )
+    if len(images.classes) < 2:
+        raise ValueError(
+            f"Fine-tuning needs at least two classes; there is only {', '.join(images.classes) or 'none'}."
+        )
+    return images
 
 
 def _in_loss(recipe: FinetuneRecipe) -> float:
@@ -96,33 +128,87 @@ def _in_loss(recipe: FinetuneRecipe) -> float:
 def distill(
     recipe: DistillRecipe,
     images: ImageSet,
-    teacher: SimCLR,
+    teacher: SimCLR | Teacher,
     *,
     out: Path,
     device: str = "auto",
     resume: bool = False,
+    validation: ImageSet | None = None,
 ) -> SimCLR:
     """Stage 3 on all ``images``; a label of -1 means none. The student has no projection head.
 
-    Raises ValueError for a teacher without a classifier, or labels wanted (alpha < 1) and none given.
+    ``best.safetensors`` is the student that did best on the labelled ``validation`` images; without them the one that
+    agreed most often with the teacher, on up to 512 of the images as they are in evaluation.
+
+    Raises ValueError for a teacher without a classifier, one that was scored on other images or another size, labels
+    wanted (alpha < 1) and none given, or validation images that carry a label in ``images`` too.
     """
-    if teacher.num_classes is None:
-        raise ValueError("The teacher has no classifier; fine-tune it first.")
+    taught = ModelTeacher(teacher) if isinstance(teacher, SimCLR) else teacher
     if recipe.alpha < 1 and images.labels is None:
         raise ValueError(f"alpha={recipe.alpha} wants labels for {1 - recipe.alpha:.0%} of the loss; there are none.")
+    if taught.crops is not None and taught.crops.image_size != recipe.image_size:
+        raise ValueError(
+            f"The teacher was scored on crops of {taught.crops.image_size} pixels, the student's are of "
+            f"{recipe.image_size}; give --image-size {taught.crops.image_size}, or score it again."
+        )
+    if isinstance(taught, CachedTeacher):
+        taught.check(images)
+    if recipe.alpha < 1:
+        check_classes(taught, images)
     model = create(
         recipe.model,
-        num_classes=teacher.num_classes,
+        num_classes=taught.num_classes,
         image_size=recipe.image_size,
         projector=False,
         seed=recipe.seed,
     )
-    model.classes = teacher.classes
+    model.classes = taught.classes
     if recipe.start_from_teacher:
-        copy_part(teacher, model, "backbone")
+        if not isinstance(taught, ModelTeacher):
+            raise ValueError("start_from_teacher copies the teacher's weights; it needs a .safetensors teacher.")
+        copy_part(taught.model, model, "backbone")
     augmentation = Augmentation(recipe.image_size, color=False, blur=False)
-    stage = Distill(model, teacher, temperature=recipe.temperature, alpha=recipe.alpha, scale_by_t2=recipe.scale_by_t2)
-    return _run(recipe, stage, images, augmentation, views=1, out=out, device=device, resume=resume, decay=True)
+    stage = Distill(model, taught, temperature=recipe.temperature, alpha=recipe.alpha, scale_by_t2=recipe.scale_by_t2)
+    score = _accuracy_on(validation, images, model.classes) or _Agreement(taught, images)
+    run = _Run(recipe, stage, images, augmentation, out=out, score=score, crops=taught.crops)
+    return run.go(device, resume, teacher=taught)
+
+
+Score = Callable[[SimCLR, torch.device], dict[str, float]]
+
+
+def _accuracy_on(validation: ImageSet | None, training: ImageSet, classes: tuple[str, ...]) -> Score | None:
+    """Top-1 on validation images. Raises ValueError if they are also trained on, or of other classes."""
+    if validation is None:
+        return None
+    if validation.labels is None or (validation.classes != classes and classes):
+        raise ValueError(f"The validation images must be labelled with the same {len(classes)} classes.")
+    if training.labels is not None:
+        known = {path.resolve() for path, label in zip(training.paths, training.labels, strict=True) if label >= 0}
+        both = [path for path in validation.paths if path.resolve() in known]
+        if both:
+            raise ValueError(f"{len(both)} validation images are also trained on, such as {both[0]}; take them out.")
+
+    def score(model: SimCLR, device: torch.device) -> dict[str, float]:
+        return {"top1": evaluate.accuracy(model, validation, device=device).top1}
+
+    return score
+
+
+class _Agreement:
+    """How often the student's answer is the teacher's, on a few images in evaluation."""
+
+    def __init__(self, teacher: Teacher, images: ImageSet) -> None:
+        self.teacher, self.images = teacher, images
+        self.asked: tuple[ImageSet, Tensor] | None = None  # asked once, when it is wanted first
+
+    def __call__(self, model: SimCLR, device: torch.device) -> dict[str, float]:
+        if self.asked is None:
+            self.asked = self.teacher.evaluation_answers(self.images, _ANSWERED)
+        images, answers = self.asked
+        _, logits, kept = evaluate.embed(model, images, device=device, title="agreement")
+        assert logits is not None
+        return {"agreement": (logits.argmax(1) == answers.cpu()[kept]).double().mean().item()}
 
 
 def copy_part(source: SimCLR, target: SimCLR, part: str) -> None:
@@ -139,76 +225,183 @@ def copy_part(source: SimCLR, target: SimCLR, part: str) -> None:
         ) from None
 
 
-def _run(
-    recipe: AnyRecipe,
-    stage: Pretrain | Finetune | Distill,
-    images: ImageSet,
-    augmentation: Augmentation,
-    *,
-    views: int,
-    out: Path,
-    device: str,
-    resume: bool,
-    decay: bool,
-) -> SimCLR:
-    config = _config(recipe, stage, images)
-    identity = hashlib.sha256(json.dumps(config["same_result"], sort_keys=True).encode()).hexdigest()
-    chosen = pick_device(device)
-    precision = pick_precision(recipe.precision, chosen)
-    if finished := _prepare(out, config, resume):
-        return finished
-    stage.to(chosen)
-    stage.train()
-    batches = TrainingBatches(
-        images,
-        batch_size=recipe.batch_size,
-        augmentation=augmentation,
-        views=views,
-        seed=recipe.seed,
-        workers=recipe.workers,
-        on_skip=lambda path, reason: _log.warning("skipped %s", reason if str(path) in reason else f"{path}: {reason}"),
-    )
-    batch_size = batches.batch_size
-    total = schedule.total_steps(len(images), recipe.epochs, batch_size)
-    warmup = schedule.warmup_steps(len(images), recipe.warmup_epochs, batch_size)
-    peak = schedule.base_rate(recipe.learning_rate, batch_size, recipe.scaling)
-    plan = Plan(
-        out=out,
-        total_steps=total,
-        steps_per_epoch=batches.steps_per_epoch,
-        rate=lambda step: schedule.learning_rate(step, peak=peak, total=total, warmup=warmup),
-        identity=identity,
-        title=config["stage"],
-        precision=precision,
-    )
-    optimizer = _optimizer(recipe, stage, decay=decay)
+class _Run:
+    """One stage's run, from its configuration to the finished model."""
 
-    def stream(start: int, total: int) -> Iterator[dict[str, Tensor]]:
-        return batches.stream(start_step=start, total_steps=total)
+    def __init__(
+        self,
+        recipe: AnyRecipe,
+        stage: Stage,
+        images: ImageSet,
+        augmentation: Augmentation,
+        *,
+        out: Path,
+        score: Score | None,
+        best: bool = True,
+        views: int = 1,
+        crops: Crops | None = None,
+        decay: bool = True,
+    ) -> None:
+        self.recipe, self.stage, self.images, self.augmentation = recipe, stage, images, augmentation
+        self.out, self.score, self.best = out, score, best
+        self.views, self.crops, self.decay = views, crops, decay
 
-    train(stage, optimizer, stream, plan, device=chosen, resume=resume)
-    model = stage.model.to("cpu").eval()
-    model.facts = {"stage": config["stage"], "recipe": config["recipe"], "training_images": config["images"]}
-    save_file(model, out / MODEL_FILE)
-    if batches.skipped:
-        _log.warning("%d unreadable images were skipped: %s", len(batches.skipped), _some(list(batches.skipped)))
-    return model
+    def go(self, device: str, resume: bool, *, teacher: Teacher | None = None) -> SimCLR:
+        chosen = pick_device(device)
+        precision = pick_precision(self.recipe.precision, chosen)
+        with distributed.processes(chosen) as place, _only_run_in(self.out):
+            config = _config(self.recipe, self.stage, self.images, teacher)
+            if distributed.is_first():
+                _prepare(self.out, config, resume)
+            (finished,) = distributed.any_of(resume and distributed.is_first() and (self.out / MODEL_FILE).exists())
+            if finished:
+                return load_file(self.out / MODEL_FILE)
+            if teacher is not None:
+                teacher.to(place)
+            batches = self._batches()
+            self._train(batches, config, place, precision, resume)
+            return self._finish(batches, config)
+
+    def _batches(self) -> TrainingBatches:
+        return TrainingBatches(
+            self.images,
+            batch_size=self.recipe.batch_size,
+            augmentation=self.augmentation,
+            views=self.views,
+            seed=self.recipe.seed,
+            workers=self.recipe.workers,
+            crops=self.crops,
+            process=(distributed.rank(), distributed.size()),
+            on_skip=lambda path, reason: _log.warning(
+                "skipped %s", reason if str(path) in reason else f"{path}: {reason}"
+            ),
+        )
+
+    def _train(
+        self,
+        batches: TrainingBatches,
+        config: dict[str, Any],
+        place: torch.device,
+        precision: torch.dtype,
+        resume: bool,
+    ) -> None:
+        recipe, stage = self.recipe, self.stage
+        if recipe.ema_decay:
+            stage.keep_average(recipe.ema_decay)
+        layout = memory_format(stage.model)
+        stage.to(place)
+        for module in stage.kept().values():
+            module.to(memory_format=layout)
+        stage.train()
+        for module in stage.kept().values():
+            distributed.make_global(module)
+        if recipe.recompute:
+            recompute_activations(stage.model)
+        optimizer = _optimizer(recipe, stage, decay=self.decay)
+        network = distributed.data_parallel(stage.path)
+        stage.set_network(torch.compile(network) if recipe.compile else network)
+        step = Step(
+            stage,
+            optimizer,
+            device=place,
+            precision=precision,
+            layout=layout,
+            micro_batch=recipe.micro_batch,
+            statistics=recipe.batch_norm,
+            clip_norm=recipe.clip_norm,
+        )
+
+        def stream(start: int, total: int) -> Iterator[dict[str, Tensor]]:
+            return batches.stream(start_step=start, total_steps=total)
+
+        train(step, stream, self._plan(batches, config, place), resume=resume)
+
+    def _plan(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> Plan:
+        recipe, batch_size = self.recipe, batches.batch_size
+        total = schedule.total_steps(len(self.images), recipe.epochs, batch_size)
+        warmup = schedule.warmup_steps(len(self.images), recipe.warmup_epochs, batch_size)
+        peak = schedule.base_rate(recipe.learning_rate, batch_size, recipe.scaling)
+
+        def score() -> dict[str, float]:
+            assert self.score is not None
+            try:
+                return self.score(self._result(), place)
+            finally:
+                self.stage.train()
+
+        return Plan(
+            out=self.out,
+            total_steps=total,
+            steps_per_epoch=batches.steps_per_epoch,
+            rate=lambda step: schedule.learning_rate(step, peak=peak, total=total, warmup=warmup),
+            identity=_identity(config),
+            title=config["stage"],
+            log_every=recipe.log_every,
+            save_every=recipe.save_every,
+            score_every=max(1, round(recipe.score_every * batches.steps_per_epoch)),
+            score=score if self.score is not None else None,
+            keep_best=(lambda: save_file(self._result(), self.out / BEST_FILE)) if self.best else (lambda: None),
+            warn=lambda line: _log.warning("%s", line),
+            tensorboard=recipe.tensorboard,
+        )
+
+    def _result(self) -> SimCLR:
+        """What the run is for: the moving average of the model if there is one."""
+        model = self.stage.model if self.stage.average is None else self.stage.average.model
+        model.classes = self.stage.model.classes
+        return model
+
+    def _finish(self, batches: TrainingBatches, config: dict[str, Any]) -> SimCLR:
+        model = self._result().to("cpu").eval()
+        model.facts = {"stage": config["stage"], "recipe": config["recipe"], "training_images": config["images"]}
+        if distributed.is_first():
+            encoder = getattr(self.stage, "encoder", None)
+            if encoder is not None:
+                encoder.model.facts = model.facts | {"moving_average": self.recipe.memory_decay}  # type: ignore[union-attr]
+                save_file(encoder.model.to("cpu"), self.out / ENCODER_FILE)
+            save_file(model, self.out / MODEL_FILE)
+        distributed.wait_for_all()
+        if batches.skipped:
+            _log.warning("%d unreadable images were skipped: %s", len(batches.skipped), _some(list(batches.skipped)))
+        return load_file(self.out / MODEL_FILE)
+
+
+@contextmanager
+def _only_run_in(out: Path) -> Iterator[None]:
+    """Raises ValueError if another run is at work in the folder."""
+    if not distributed.is_first():
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"Another process trains in {out}; wait for it, or choose another --out.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _some(paths: list[Path]) -> str:
     return ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
 
 
-def _config(recipe: AnyRecipe, stage: nn.Module, images: ImageSet) -> dict[str, Any]:
+def _config(recipe: AnyRecipe, stage: Stage, images: ImageSet, teacher: Teacher | None) -> dict[str, Any]:
     settings = dataclasses.asdict(recipe)
     listing = hashlib.sha256("\n".join(path.name for path in images.paths).encode())
     if images.labels is not None:
         listing.update(images.labels.tobytes())
     initial = hashlib.sha256()
-    for tensor in stage.state_dict().values():  # with the teacher, if there is one
+    for tensor in stage.model.state_dict().values():
         initial.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     same = {key: value for key, value in settings.items() if key not in _SAME_RESULT}
     same |= {"stage": type(stage).__name__, "image_list": listing.hexdigest(), "initial": initial.hexdigest()}
+    if teacher is not None:
+        same["teacher"] = teacher.fingerprint
     return {
         "stage": type(stage).__name__.lower(),
         "recipe": settings,
@@ -219,26 +412,29 @@ def _config(recipe: AnyRecipe, stage: nn.Module, images: ImageSet) -> dict[str, 
     }
 
 
-def _prepare(out: Path, config: dict[str, Any], resume: bool) -> SimCLR | None:
-    """Make the run directory; the finished model if a resumed run has nothing left to do."""
+def _identity(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config["same_result"], sort_keys=True).encode()).hexdigest()
+
+
+def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
+    """Write the configuration, or see that a run to be resumed has the same one."""
     path = out / "config.json"
     if path.exists() and not resume:
         raise ValueError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["same_result"]
-        except (json.JSONDecodeError, KeyError):
-            raise ValueError(f"{path} is damaged; choose another --out.") from None
-        changed = sorted(k for k in before | config["same_result"] if before.get(k) != config["same_result"].get(k))
-        if changed:
-            raise ValueError(f"{out} was begun with other settings ({', '.join(changed)}); resume with the same ones.")
-        if (out / MODEL_FILE).exists():
-            return load_file(out / MODEL_FILE)
-    write_config(path, config)
-    return None
+    if not path.exists():
+        write_config(path, config)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["same_result"]
+    except (json.JSONDecodeError, KeyError):
+        raise ValueError(f"{path} is damaged; choose another --out.") from None
+    now = json.loads(json.dumps(config["same_result"]))
+    changed = sorted(k for k in before | now if before.get(k) != now.get(k))
+    if changed:
+        raise ValueError(f"{out} was begun with other settings ({', '.join(changed)}); resume with the same ones.")
 
 
-def _optimizer(recipe: AnyRecipe, stage: Pretrain | Finetune | Distill, *, decay: bool) -> torch.optim.Optimizer:
+def _optimizer(recipe: AnyRecipe, stage: Stage, *, decay: bool) -> torch.optim.Optimizer:
     groups = stage.parameter_groups()
     weight_decay = recipe.weight_decay if decay else 0.0
     if recipe.optimizer == "lars":

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from training import answers
-from training.answers import Crops
-from training.data import ImageSet, evaluation_batches
+from training.data import Crops, ImageSet, evaluation_batches
 from zoo.model_file import MODEL_FILE, SHARD_INDEX, load_file, sha256_of, weights_sha256
 from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import SimCLR

@@ -4,6 +4,7 @@ Registration order is the authors' graph order (in a block: shortcut first); zoo
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,25 @@ SMALL_IMAGE = 32  # models for images up to this size have a 3x3 stem without a 
 _TRUNCATED_STD = 0.87962566103423978  # std of a standard normal cut at +-2
 
 
+Normalise = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor, Tensor]]
+
+
+def normalise_batch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, C, ...) normalised by the statistics of the batch itself; with them: its mean and biased variance, (C,)."""
+    mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
+    out = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)
+    count = x.numel() // x.shape[1]
+    return out, mean, variance * ((count - 1) / count)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all but the channel axis of (B, C) or (B, C, H, W).
 
     epsilon 1e-5, momentum 0.1. Unlike torch's, the moving variance keeps the biased batch variance, as the authors'
     global batch norm does. ``shift=False`` leaves beta out (last layer of the projection head).
+
+    ``normalise`` says over what the statistics are taken, here the batch itself (training puts all processes in its
+    place); ``moves`` whether a pass in training mode moves the running statistics.
     """
 
     running_mean: Tensor
@@ -29,6 +44,8 @@ class BatchNorm(nn.Module):
     def __init__(self, channels: int, *, shift: bool = True, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.eps, self.momentum = eps, momentum
+        self.normalise: Normalise = normalise_batch
+        self.moves = True
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if shift else None
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -46,12 +63,11 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        out = F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-        count = x.numel() // x.shape[1]
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
+        out, mean, variance = self.normalise(x, self.weight, self.bias, self.eps)
+        if self.moves:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance, self.momentum)
         return out
 
     def extra_repr(self) -> str:
@@ -182,6 +198,12 @@ class Stem(nn.Module):
         return max_pool_same(x) if self.pool else x
 
 
+def run_block(block: nn.Module, x: Tensor) -> Tensor:
+    """A block as it is; training may put another in the place of this, which computes it again in the backward pass."""
+    out: Tensor = block(x)
+    return out
+
+
 class ResNet(nn.Module):
     """Images (B, 3, H, W) in [0, 1] to pooled features h (B, feature_width)."""
 
@@ -190,6 +212,7 @@ class ResNet(nn.Module):
         block = Bottleneck if spec.bottleneck else Residual
         self.stem = Stem(spec.width, sk=spec.sk, small=image_size <= SMALL_IMAGE)
         self.groups = nn.ModuleList()
+        self.run_block: Callable[[nn.Module, Tensor], Tensor] = run_block
         channels_in = int(64 * spec.width)
         for group, blocks in enumerate(spec.blocks):
             channels = int(64 * 2**group * spec.width)
@@ -203,7 +226,8 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for group in self.groups:
-            x = group(x)
+            for block in group.children():
+                x = self.run_block(block, x)
         return x.mean((2, 3))  # (B, feature_width)
 
 

@@ -1,0 +1,94 @@
+"""Several processes give what one gives on the same global batch: real processes, ten steps of every stage."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_worker
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training import distributed
+
+WORKER = Path(distributed_worker.__file__)
+ROOT = WORKER.parent.parent
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process's ten steps of every case, in files."""
+    folder = tmp_path_factory.mktemp("alone")
+    for case in distributed_worker.CASES:
+        save_file(distributed_worker.run(case, None), folder / f"{case}.safetensors")
+    return folder
+
+
+def start(world: int, cases: list[str], states: Path, out: Path) -> None:
+    """Run the worker in ``world`` processes, as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(WORKER), ",".join(cases), str(states), str(out)]
+    started = [
+        subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT)
+        for rank in range(world)
+    ]
+    assert [process.wait(timeout=240) for process in started] == [0] * world
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    difference = (ours.double() - theirs.double()).norm()
+    return float(difference / theirs.double().norm()) if difference else 0.0
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_together_equal_one(world: int, alone: Path, tmp_path: Path) -> None:
+    cases = [case for case in distributed_worker.CASES if world == 4 or case != "few_images"]
+    start(world, cases, alone, tmp_path)
+    for case in cases:
+        ours, one = load_file(tmp_path / f"{case}.safetensors"), load_file(alone / f"{case}.safetensors")
+        # float64: rounding alone; float32: rounding grown through 50 layers (the gradient of narrow ones most)
+        loss_bound, gradient_bound, state_bound = (1e-5, 1e-3, 1e-3) if case.endswith("32") else (1e-9, 1e-9, 1e-9)
+        worst = {"loss": 0.0, "gradient": 0.0, "after": 0.0}
+        for name, value in ours.items():
+            kind = name.split("|")[1]
+            if kind in worst:
+                worst[kind] = max(worst[kind], error(value, one[name]))
+        print(world, case, worst)
+        assert worst["loss"] < loss_bound
+        assert worst["gradient"] < gradient_bound
+        assert worst["after"] < state_bound
+
+
+def test_the_steps_move_every_kind_of_state(alone: Path) -> None:
+    """What is compared above is not what stands still."""
+    for case in distributed_worker.CASES:
+        one = load_file(alone / f"{case}.safetensors")
+        changes = {name.split("|")[2]: False for name in one if "|before|" in name}
+        for name in one:
+            step, kind, *rest = name.split("|")
+            if kind == "after" and step != "0":
+                changes[rest[0]] |= not torch.equal(one[name], one[f"{step}|before|{rest[0]}"])
+        still = {name for name, moved in changes.items() if not moved}
+        if case == "micro":  # whose batch norm stands still
+            still = {name for name in still if "running" not in name}
+        if case == "finetune":  # the layers beyond the classifier keep their weights
+            still = {
+                name for name in still if not name.startswith(("model/projector.layers.1", "model/projector.layers.2"))
+            }
+        assert not still, case
+
+
+def test_shares_cover_everything_once() -> None:
+    for count in (0, 1, 5, 8, 4096):
+        for processes in (1, 2, 3, 4, 7):
+            parts = [distributed.share(count, number, processes) for number in range(processes)]
+            assert [k for part in parts for k in range(count)[part]] == list(range(count))
+            lengths = [part.stop - part.start for part in parts]
+            assert max(lengths) - min(lengths) <= 1
