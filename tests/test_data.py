@@ -1,6 +1,7 @@
 """Image sets, subsets and batches, on tiny images made here."""
 
 import pickle
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -124,6 +125,68 @@ def test_csv_that_is_none(tmp_path):
     (tmp_path / "labels.csv").write_bytes("path,label\nä.png,x\n".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"):
         data.from_csv(tmp_path / "labels.csv")
+
+
+def _parquet(file: Path, /, **columns):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), file)
+    return file
+
+
+def test_parquet_is_read_as_csv_is(tmp_path):
+    for i in range(3):
+        _save(tmp_path / "pictures" / f"{i}.png", i)
+    table = _parquet(
+        tmp_path / "labels.parquet", who=[1, 2, 3, 4], label=[10, 9, 10, 10], path=["2.png", "0.png", "1.png", "2.png"]
+    )
+    (tmp_path / "labels.csv").write_text("path,label\n2.png,10\n0.png,9\n1.png,10\n2.png,10\n")
+    ours = data.from_table(table, root=tmp_path / "pictures")
+    theirs = data.from_table(tmp_path / "labels.csv", root=tmp_path / "pictures")
+    assert (ours.paths, ours.classes) == (theirs.paths, theirs.classes)
+    assert ours.classes == ("9", "10")
+    assert ours.labels.tolist() == theirs.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"file": ["a.png"], "label": ["x"]}, "no column 'path', or more than one; its columns are 'file', 'label'"),
+        ({"path": ["a.png"], "label": [0.5]}, "the column 'label' is double; make it text or whole numbers"),
+        ({"path": [1], "label": ["x"]}, "the column 'path' is int64; make it text"),
+        ({"path": [], "label": []}, "no rows"),
+        ({"path": ["a.png"], "label": [None]}, "no label for 'a.png'"),
+        ({"path": [None], "label": ["x"]}, "no path in 'row 1'"),
+        ({"path": ["a.png", "a.png"], "label": ["x", "y"]}, r"two labels for 'a.png \(x or y\?\)'"),
+        ({"path": ["b.png"], "label": ["x"]}, "no such file below"),
+    ],
+)
+def test_parquet_mistakes_are_named(tmp_path, columns, message):
+    _save(tmp_path / "a.png", 0)
+    with pytest.raises(ValueError, match=message) as error:
+        data.from_table(_parquet(tmp_path / "labels.parquet", **columns))
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_that_is_none(tmp_path):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match="no such file"):
+        data.from_table(tmp_path / "labels.parquet")
+    (tmp_path / "labels.parquet").write_text("path,label\n")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        data.from_table(tmp_path / "labels.parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"labels\.PARQUET: reading Parquet needs pyarrow: pip install pyarrow$"):
+        data.from_table(tmp_path / "labels.PARQUET")
+
+
+def test_other_tables_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"labels\.xlsx: a table of labels ends in \.csv or \.parquet, not '\.xlsx'"):
+        data.from_table(tmp_path / "labels.xlsx")
 
 
 def test_stratified_subset():
@@ -287,3 +350,33 @@ def test_labels_of_some_images_among_all(tmp_path):
     merged = data.with_labels(data.ImageSet(paths), few)
     assert merged.labels.tolist() == [0, -1, 1, -1]
     assert merged.classes == ("a", "b")
+
+
+def test_labels_of_unknown_images_are_named(tmp_path):
+    paths = tuple(tmp_path / f"{k}.png" for k in range(4))
+    few = data.ImageSet((*paths[:1], tmp_path / "7.png", tmp_path / "8.png"), np.array([0, 0, 1]), ("a", "b"))
+    with pytest.raises(ValueError, match=r"not among the 4 images: '.*7\.png', '.*8\.png'\. Give the folder") as error:
+        data.with_labels(data.ImageSet(paths), few)
+    assert "\n" not in str(error.value)
+
+
+def test_what_training_requires_of_a_set():
+    def labelled(*labels, classes=("a", "b", "c")):
+        return ImageSet(tuple(Path(f"{k}.png") for k in range(len(labels))), np.array(labels, np.int64), classes)
+
+    good = labelled(0, 1, 2, -1, 2, 1, 0)
+    assert data.require_labels(good) is good
+    assert data.require_images(good) is good
+    assert data.labels_per_class(good) == {"a": 2, "b": 2, "c": 2}
+    assert data.labels_per_class(ImageSet(good.paths)) == {}
+    with pytest.raises(ValueError, match=r"Classes with fewer than 2 labels: 'a \(1\)', 'c \(0\)'"):
+        data.require_labels(labelled(0, 1, 1))
+    with pytest.raises(ValueError, match=r"'a \(2\)', 'b \(2\)', 'c \(2\)'"):
+        data.require_labels(good, least_per_class=3)
+    with pytest.raises(ValueError, match=r"All labels are of 'a', but .* at least 2"):
+        data.require_labels(labelled(0, 0, classes=("a",)))
+    for none in (labelled(-1, -1), ImageSet(good.paths)):
+        with pytest.raises(ValueError, match=r"None of the . images has a label"):
+            data.require_labels(none)
+    with pytest.raises(ValueError, match="No images are left after dropping copies: there is nothing to train on"):
+        data.require_images(good.subset([]), after="dropping copies")

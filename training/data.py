@@ -1,4 +1,4 @@
-"""What people bring: folders and CSV files of images as one set, subsets of it, and batches that can be resumed."""
+"""What people bring: folders and tables of images as one set, subsets of it, and batches that can be resumed."""
 
 import csv as csv_module
 import logging
@@ -91,6 +91,17 @@ def from_class_folders(directory: str | Path) -> ImageSet:
     return ImageSet(tuple(path for f in files for path in f), labels, tuple(folder.name for folder in folders))
 
 
+def from_table(table: str | Path, *, root: str | Path | None = None, classes: Sequence[str] | None = None) -> ImageSet:
+    """A ``.csv`` (``from_csv``) or ``.parquet`` (``from_parquet``) file with the columns ``path`` and ``label``.
+
+    Raises ValueError for another ending, and as those two do.
+    """
+    ending = Path(table).suffix.lower()
+    if ending not in _TABLES:
+        raise ValueError(f"{table}: a table of labels ends in {' or '.join(_TABLES)}, not {ending or 'nothing'!r}.")
+    return _TABLES[ending](table, root=root, classes=classes)
+
+
 def from_csv(csv: str | Path, *, root: str | Path | None = None, classes: Sequence[str] | None = None) -> ImageSet:
     """A CSV file with the columns ``path`` and ``label`` (class names), in the order of its rows.
 
@@ -100,7 +111,25 @@ def from_csv(csv: str | Path, *, root: str | Path | None = None, classes: Sequen
     Raises ValueError for missing columns, missing files, empty or unknown labels, or a path with two labels.
     """
     csv = Path(csv)
-    base = csv.parent if root is None else Path(root)
+    return _from_rows(_csv_rows(csv), csv, root=root, classes=classes)
+
+
+def from_parquet(
+    parquet: str | Path, *, root: str | Path | None = None, classes: Sequence[str] | None = None
+) -> ImageSet:
+    """A Parquet file with the columns ``path`` (text) and ``label`` (text or whole numbers); else as ``from_csv``.
+
+    Needs pyarrow. Raises ValueError as ``from_csv`` does, if a column is of another type, or without pyarrow.
+    """
+    parquet = Path(parquet)
+    return _from_rows(_parquet_rows(parquet), parquet, root=root, classes=classes)
+
+
+_TABLES = {".csv": from_csv, ".parquet": from_parquet}
+
+
+def _csv_rows(csv: Path) -> list[tuple[str, str]]:
+    """(path, label) of each row, stripped, "" for what is not there."""
     try:
         with csv.open(encoding="utf-8-sig", newline="") as file:
             reader = csv_module.DictReader(file)
@@ -121,7 +150,61 @@ def from_csv(csv: str | Path, *, root: str | Path | None = None, classes: Sequen
         )
     if not rows:
         raise ValueError(f"{csv}: no rows below the first line.")
+    return rows
 
+
+def _parquet_rows(parquet: Path) -> list[tuple[str, str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet as reader
+    except ImportError:
+        raise ValueError(f"{parquet}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    if not parquet.is_file():
+        raise ValueError(f"{parquet}: no such file.")
+    try:
+        with reader.ParquetFile(parquet) as file:
+            columns = file.schema_arrow.names
+            wrong = [name for name in ("path", "label") if columns.count(name) != 1]
+            if wrong:
+                raise ValueError(
+                    f"{parquet}: no column {_listing(wrong)}, or more than one; its columns are {_listing(columns)}. "
+                    "It must have one column 'path' and one 'label'."
+                )
+            table = file.read(columns=["path", "label"])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{parquet}: cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
+    if not table.num_rows:
+        raise ValueError(f"{parquet}: no rows.")
+    read = {name: table.column(name).to_pylist() for name in ("path", "label")}
+    for name, kind, said in (("path", str, "text"), ("label", str | int, "text or whole numbers")):
+        if any(value is not None and not isinstance(value, kind) for value in read[name]):
+            raise ValueError(f"{parquet}: the column {name!r} is {table.schema.field(name).type}; make it {said}.")
+    return list(zip(*(["" if v is None else str(v).strip() for v in values] for values in read.values()), strict=True))
+
+
+def _from_rows(
+    rows: Sequence[tuple[str, str]], table: Path, *, root: str | Path | None, classes: Sequence[str] | None
+) -> ImageSet:
+    """The checks that all tables share, and what is left after them."""
+    base = table.parent if root is None else Path(root)
+    labels = _one_label_each(rows, table)
+    files = [base / path for path in labels]
+    _refuse(
+        [path for path, file in zip(labels, files, strict=True) if not file.is_file()],
+        f"{table}: no such file below {base}:",
+        "Correct the paths, or say where the images are with root=.",
+    )
+    names = set(labels.values())
+    if classes is None:
+        classes = sorted(names, key=int if all(n.isascii() and n.isdecimal() for n in names) else str)
+    _refuse(
+        sorted(names - set(classes)), f"{table}: labels that are no class:", f"The classes are {_listing(classes)}."
+    )
+    number = {name: i for i, name in enumerate(classes)}
+    return ImageSet(tuple(files), np.array([number[n] for n in labels.values()], dtype=np.int64), tuple(classes))
+
+
+def _one_label_each(rows: Sequence[tuple[str, str]], table: Path) -> dict[str, str]:
     labels: dict[str, str] = {}
     conflicts: dict[str, str] = {}
     for path, label in rows:
@@ -129,24 +212,13 @@ def from_csv(csv: str | Path, *, root: str | Path | None = None, classes: Sequen
             conflicts.setdefault(path, f"{path} ({labels[path]} or {label}?)")
     _refuse(
         [f"row {row}" for row, (path, _) in enumerate(rows, start=1) if not path],
-        f"{csv}: no path in",
+        f"{table}: no path in",
         "Fill it in, or remove the rows.",
     )
-    _refuse(list(conflicts.values()), f"{csv}: two labels for", "Keep one row for each path.")
+    _refuse(list(conflicts.values()), f"{table}: two labels for", "Keep one row for each path.")
     unlabeled = [path for path, label in labels.items() if not label]
-    _refuse(unlabeled, f"{csv}: no label for", "Label them, or remove the rows.")
-    files = [base / path for path in labels]
-    _refuse(
-        [path for path, file in zip(labels, files, strict=True) if not file.is_file()],
-        f"{csv}: no such file below {base}:",
-        "Correct the paths, or say where the images are with root=.",
-    )
-    names = set(labels.values())
-    if classes is None:
-        classes = sorted(names, key=int if all(n.isascii() and n.isdecimal() for n in names) else str)
-    _refuse(sorted(names - set(classes)), f"{csv}: labels that are no class:", f"The classes are {_listing(classes)}.")
-    number = {name: i for i, name in enumerate(classes)}
-    return ImageSet(tuple(files), np.array([number[n] for n in labels.values()], dtype=np.int64), tuple(classes))
+    _refuse(unlabeled, f"{table}: no label for", "Label them, or remove the rows.")
+    return labels
 
 
 def _existing_folder(directory: str | Path) -> Path:
@@ -180,11 +252,55 @@ def _refuse(items: Sequence[object], what: str, way_out: str) -> None:
 
 
 def with_labels(images: ImageSet, labelled: ImageSet) -> ImageSet:
-    """All of ``images``, with the labels that ``labelled`` has for some of the files and -1 for the rest."""
+    """All of ``images``, with the labels that ``labelled`` has for some of the files and -1 for the rest.
+
+    Raises ValueError if a labelled file is not among the images.
+    """
     assert labelled.labels is not None
     known = {path.resolve(): int(label) for path, label in zip(labelled.paths, labelled.labels, strict=True)}
-    labels = np.array([known.get(path.resolve(), -1) for path in images.paths], dtype=np.int64)
+    places = [path.resolve() for path in images.paths]
+    unknown = known.keys() - set(places)
+    _refuse(
+        [path for path in labelled.paths if path.resolve() in unknown] if unknown else (),
+        f"Labels for files that are not among the {len(images)} images:",
+        "Give the folder that holds them, or remove their rows.",
+    )
+    labels = np.array([known.get(path, -1) for path in places], dtype=np.int64)
     return ImageSet(images.paths, labels, labelled.classes)
+
+
+def require_images(images: ImageSet, *, after: str = "") -> ImageSet:
+    """The set itself. Raises ValueError if it is empty, naming what was done before (``after``)."""
+    if not len(images):
+        raise ValueError(f"No images are left{' after ' if after else ''}{after}: there is nothing to train on.")
+    return images
+
+
+def require_labels(images: ImageSet, *, least_per_class: int = 2, least_classes: int = 2) -> ImageSet:
+    """The set itself, if it has enough labels to learn from.
+
+    Raises ValueError if there are no labels, fewer than ``least_classes`` classes, or classes with fewer than
+    ``least_per_class`` labels.
+    """
+    counts = labels_per_class(images)
+    if not sum(counts.values()):
+        raise ValueError(f"None of the {len(images)} images has a label. Give class folders, or a table path,label.")
+    if len(counts) < least_classes:
+        raise ValueError(
+            f"All labels are of {_listing(list(counts))}, but telling classes apart takes at least {least_classes} "
+            "of them. Add images of another class."
+        )
+    few = [f"{name} ({count})" for name, count in counts.items() if count < least_per_class]
+    _refuse(few, f"Classes with fewer than {least_per_class} labels:", "Label more of them, or leave the class out.")
+    return images
+
+
+def labels_per_class(images: ImageSet) -> dict[str, int]:
+    """The number of labelled images of each class, in the classes' order; {} for a set without labels."""
+    if images.labels is None:
+        return {}
+    counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
+    return dict(zip(images.classes, counts.tolist(), strict=True))
 
 
 def stratified_subset(
