@@ -13,6 +13,7 @@ from zoo.registry import suggest
 COMMANDS = {  # name -> where it lives, its line in `simclr --help`
     "app": ("app.commands:app", "Serve the page: classify pictures and search a gallery."),
     "run": ("app.run:run", "All three stages in a row: images and a few labels to an ONNX student."),
+    "check": ("training.cli_data:check", "Look at all images once: sizes, copies, labels, what cannot be read."),
     "pretrain": ("training.cli:pretrain", "Stage 1: contrastive pretraining on images without labels."),
     "finetune": ("training.cli:finetune", "Stage 2: fine-tuning on few labels, or linear evaluation."),
     "distill": ("training.cli:distill", "Stage 3: distillation into a student."),
