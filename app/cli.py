@@ -14,6 +14,7 @@ COMMANDS = {  # name -> where it lives, its line in `simclr --help`
     "app": ("app.commands:app", "Serve the page: classify pictures and search a gallery."),
     "run": ("app.run:run", "All three stages in a row: images and a few labels to an ONNX student."),
     "check": ("training.cli_data:check", "Look at all images once: sizes, copies, labels, what cannot be read."),
+    "views": ("training.cli_data:views", "Draw images beside their augmented views, as training sees them."),
     "pretrain": ("training.cli:pretrain", "Stage 1: contrastive pretraining on images without labels."),
     "finetune": ("training.cli:finetune", "Stage 2: fine-tuning on few labels, or linear evaluation."),
     "distill": ("training.cli:distill", "Stage 3: distillation into a student."),

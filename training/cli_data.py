@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,3 +35,42 @@ def check(
     report = survey(found, workers=workers, smallest=image_size)
     click.echo(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else "\n".join(report.lines()))
     return 1 if report.unreadable else 0
+
+
+@click.command()
+@click.option("--images", type=_FOLDER, required=True, help="A folder of images, nested as you like.")
+@click.option("--recipe", "name", default="standard_pretrain", show_default=True)
+@click.option("--out", type=_FOLDER, default="views.png", show_default=True, help="The PNG to write.")
+@click.option("--rows", type=click.IntRange(min=1), default=8, show_default=True, help="How many images.")
+@click.option("--epoch", type=click.IntRange(min=0), default=0, show_default=True, help="The first epoch to show.")
+@click.option("--image-size", type=int, help="Overrides the recipe.")
+@click.option("--color-strength", type=float, help="Overrides the recipe.")
+@click.option("--blur/--no-blur", default=None, help="Overrides the recipe.")
+@click.option("--seed", type=int, help="Overrides the recipe.")
+def views(
+    images: Path,
+    name: str,
+    out: Path,
+    rows: int,
+    epoch: int,
+    image_size: int | None,
+    color_strength: float | None,
+    blur: bool | None,
+    seed: int | None,
+) -> None:
+    """Draw some images beside their augmented views, exactly as training with the recipe sees them."""
+    from training import data
+    from training.recipes import recipe
+    from training.views import draw_views, recipe_augmentation
+
+    given: dict[str, Any] = {"image_size": image_size, "color_strength": color_strength, "blur": blur, "seed": seed}
+    found = recipe(name)
+    overrides = {key: value for key, value in given.items() if value is not None}
+    unknown = sorted(overrides.keys() - {field.name for field in dataclasses.fields(found)})
+    if unknown:
+        option = "--" + unknown[0].replace("_", "-")
+        raise ValueError(f"{option} is for pretraining; the views of {name!r} are cropped and flipped only.")
+    chosen = dataclasses.replace(found, **overrides)
+    augmentation, each = recipe_augmentation(chosen)
+    draw_views(data.from_folder(images), augmentation, out, views=each, seed=chosen.seed, rows=rows, epoch=epoch)
+    click.echo(f"Views of {name}: {out}")
