@@ -24,7 +24,8 @@ torch.set_num_threads(1)  # tiny models gain nothing from more, and results do n
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache, and none asks a server it did not start."""
     monkeypatch.setenv("SIMCLR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("SIMCLR_BUCKET_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    for server in ("SIMCLR_BUCKET_ENDPOINT", "SIMCLR_SUBSETS_ENDPOINT"):
+        monkeypatch.setenv(server, "http://127.0.0.1:9")  # where nothing listens
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     for name in ("SIMCLR_HUB_NAMESPACE", "SIMCLR_LOCK", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)

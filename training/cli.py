@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
-import numpy as np
 
 from training.recipes import RECIPES, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe, recipe
 from zoo.console import run_command
@@ -74,20 +74,36 @@ def _label_options(function: _F) -> _F:
     for option in (
         click.option("--label-seed", default=0, show_default=True, help="Which labels the share takes."),
         click.option("--label-share", type=float, help="Use this share of the labels, of every class alike."),
-        click.option("--labels", type=click.Path(path_type=Path), help="CSV with the columns path,label."),
+        click.option(
+            "--labels",
+            type=click.Path(path_type=Path),
+            help="CSV or Parquet with path,label; or imagenet_1pct, imagenet_10pct.",
+        ),
     ):
         function = option(function)
     return function
 
 
 def _labelled(images: Path, labels: Path | None, share: float | None, seed: int) -> Any:
-    """Labelled images from a CSV, or from class folders; a share of them if asked for."""
-    from training import data
+    """Labelled images from a table, a published list, or class folders; a share of them if asked for."""
+    from training import subsets
 
-    found = data.from_csv(labels, root=images) if labels else data.from_class_folders(images)
-    if share is not None:
-        found = found.subset(data.stratified_subset(np.asarray(found.labels), fraction=share, seed=seed))
-    return found
+    return subsets.labelled_images(images, labels, share, seed)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun starts several, of which one speaks
+
+
+def _say(line: str) -> None:
+    if _is_first():
+        click.echo(line)
+
+
+def _talk() -> None:
+    """Runs tell of the images, of what they skip and of what looks wrong, on the error output."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("simclrv2").setLevel(logging.INFO if _is_first() else logging.WARNING)
 
 
 def _validation(given: Path | None, images: Path, classes: tuple[str, ...] | None) -> Any:
@@ -98,7 +114,7 @@ def _validation(given: Path | None, images: Path, classes: tuple[str, ...] | Non
         return None
     if given.is_dir():
         return data.from_class_folders(given)
-    return data.from_csv(given, root=images, classes=classes or None)
+    return data.from_table(given, root=images, classes=classes or None)
 
 
 def load_model(name: str) -> Any:
@@ -124,8 +140,9 @@ def pretrain(
     from training import data, runs
 
     few = _validation(validation, images, None)
+    _talk()
     runs.pretrain(chosen, data.from_folder(images), out=out, device=device, resume=resume, validation=few)
-    click.echo(f"Pretrained model: {out / runs.MODEL_FILE}")
+    _say(f"Pretrained model: {out / runs.MODEL_FILE}")
 
 
 @click.command(epilog="Recipes: " + ", ".join(n for n, r in RECIPES.items() if isinstance(r, FinetuneRecipe)))
@@ -160,8 +177,9 @@ def finetune(
     if model is not None and wanted is not None and find_spec(wanted) != model.spec:
         raise ValueError(f"--model {wanted}, but {source} is a {model.spec.name}; leave --model out.")
     held_out = _validation(validation, images, few.classes)
+    _talk()
     runs.finetune(chosen, few, model, out=out, device=device, resume=resume, validation=held_out)
-    click.echo(f"Fine-tuned model ({len(few)} labels): {out / runs.MODEL_FILE}")
+    _say(f"Fine-tuned model ({len(few)} labels): {out / runs.MODEL_FILE}")
 
 
 @click.command(epilog="Recipes: " + ", ".join(n for n, r in RECIPES.items() if isinstance(r, DistillRecipe)))
@@ -210,8 +228,9 @@ def distill(
     if chosen.alpha < 1:
         everything = data.with_labels(everything, _labelled(images, labels, label_share, label_seed))
     held_out = _validation(validation, images, found.classes)
+    _talk()
     runs.distill(chosen, everything, found, out=out, device=device, resume=resume, validation=held_out)
-    click.echo(f"Student: {out / runs.MODEL_FILE} (the last), {out / runs.BEST_FILE} (the best on the way)")
+    _say(f"Student: {out / runs.MODEL_FILE} (the last), {out / runs.BEST_FILE} (the best on the way)")
 
 
 @click.command()
@@ -253,5 +272,4 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     return run_command(stage, ["--recipe", *given], name=f"python -m training {given[0]}")

@@ -1,8 +1,8 @@
 """A recipe, images and a folder in; a trained model and its run directory out. One function a stage.
 
-A run directory holds config.json, views.png, log.jsonl, scores.jsonl, curve.png, checkpoints/ and, at the end,
-model.safetensors; best.safetensors is the model that scored best on the way. Under torchrun every process calls the
-same function, and the first one writes.
+A run directory holds config.json, survey.json, views.png, log.jsonl, scores.jsonl, curve.png, checkpoints/ and, at the
+end, model.safetensors; best.safetensors is the model that scored best on the way. Under torchrun every process calls
+the same function, and the first one writes.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,21 @@ from torch import Tensor, nn
 from training import distributed, evaluate, schedule
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
-from training.data import Crops, ImageSet, TrainingBatches
+from training.data import Crops, ImageSet, TrainingBatches, require_labels
 from training.lars import LARS
 from training.loop import Plan, memory_format, pick_device, pick_precision, train, write_config
 from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
 from training.stages import Distill, Finetune, Pretrain, Stage
 from training.step import Step
+from training.survey import kept_survey
 from training.teachers import CachedTeacher, ModelTeacher, Teacher, check_classes
+from training.views import draw_views
 from zoo.model_file import MODEL_FILE, load_file, save_file
 from zoo.simclr import SimCLR
 from zoo.weights import create
 
 BEST_FILE, ENCODER_FILE = "best.safetensors", "encoder.safetensors"
+SURVEY_FILE, VIEWS_FILE = "survey.json", "views.png"
 # fields that do not change what is computed
 _SAME_RESULT = ("workers", "recompute", "log_every", "save_every", "score_every", "tensorboard", "note")
 _SCORED = 2000  # labelled images of a kNN score, and 512 of an agreement: enough to see where a run goes
@@ -58,7 +61,7 @@ def pretrain(
     model = create(recipe.model, num_classes=None, image_size=recipe.image_size, seed=recipe.seed)
     augmentation = Augmentation(recipe.image_size, strength=recipe.color_strength, blur=recipe.blur)
     stage = Pretrain(model, temperature=recipe.temperature, memory=recipe.memory, decay=recipe.memory_decay)
-    few = None if validation is None else _labelled(validation).subset(range(min(_SCORED, len(validation))))
+    few = None if validation is None else _all_labelled(validation).subset(range(min(_SCORED, len(validation))))
     score = partial(evaluate.feature_scores, images=few, fallback=images)
     run = _Run(recipe, stage, images, augmentation, out=out, score=score, best=few is not None, views=2)
     return run.go(device, resume)
@@ -80,7 +83,7 @@ def finetune(
     Raises ValueError for images without labels, fewer than two classes, validation images that are also trained on, or
     a model that does not fit the recipe.
     """
-    images = _labelled(images)
+    images = _all_labelled(images)
     if pretrained is not None:
         recipe = dataclasses.replace(recipe, model=pretrained.spec.name if pretrained.spec.facts else pretrained.spec)
     model = create(
@@ -106,17 +109,11 @@ def finetune(
     return _Run(recipe, stage, images, augmentation, out=out, score=score, decay=decay).go(device, resume)
 
 
-def _labelled(images: ImageSet) -> ImageSet:
-    if images.labels is None:
-        raise ValueError("Fine-tuning needs labels: give class folders, or a CSV with the columns path,label.")
-    if (images.labels < 0).any():
-        raise ValueError(
-            f"{int((images.labels < 0).sum())} images have no label; fine-tuning takes labelled ones only."
-        )
-    if len(images.classes) < 2:
-        raise ValueError(
-            f"Fine-tuning needs at least two classes; there is only {', '.join(images.classes) or 'none'}."
-        )
+def _all_labelled(images: ImageSet) -> ImageSet:
+    require_labels(images, least_per_class=1)
+    missing = 0 if images.labels is None else int((images.labels < 0).sum())
+    if missing:
+        raise ValueError(f"{missing} images have no label; give labelled ones only.")
     return images
 
 
@@ -238,7 +235,7 @@ class _Run:
         out: Path,
         score: Score | None,
         best: bool = True,
-        views: int = 1,
+        views: Literal[1, 2] = 1,
         crops: Crops | None = None,
         decay: bool = True,
     ) -> None:
@@ -256,11 +253,30 @@ class _Run:
             (finished,) = distributed.any_of(resume and distributed.is_first() and (self.out / MODEL_FILE).exists())
             if finished:
                 return load_file(self.out / MODEL_FILE)
+            if distributed.is_first():
+                self._look_first()
+            distributed.wait_for_all()
             if teacher is not None:
                 teacher.to(place)
             batches = self._batches()
             self._train(batches, config, place, precision, resume)
             return self._finish(batches, config)
+
+    def _look_first(self) -> None:
+        """One pass over the images, reported, and a sheet of augmented views. Raises ValueError if none can be read."""
+        recipe, sheet = self.recipe, self.out / VIEWS_FILE
+        found = kept_survey(
+            self.images, self.out / SURVEY_FILE, workers=max(1, recipe.workers), smallest=recipe.image_size
+        )
+        if not found.readable:
+            path, reason = next(iter(found.unreadable.items()))
+            raise ValueError(f"None of the {found.count} images can be read; the first: {path}: {reason}")
+        for line in found.lines():
+            _log.info("%s", line)
+        if not sheet.exists():
+            seed = recipe.seed if self.crops is None else self.crops.seed
+            draw_views(self.images, self.augmentation, sheet, views=self.views, seed=seed)
+            _log.info("what training will see: %s", sheet)
 
     def _batches(self) -> TrainingBatches:
         return TrainingBatches(
