@@ -41,7 +41,8 @@ def test_three_stages_leave_what_they_promise(image_folder: Path, tmp_path: Path
     for out, model, steps in (("a", pretrained, 10), ("b", tuned, 7), ("c", student, 7), ("d", probe, 7)):
         folder = tmp_path / out
         assert {p.name for p in folder.iterdir()} == {
-            "config.json", "survey.json", "views.png", "log.jsonl", "scores.jsonl", "curve.png", "checkpoints", "model.safetensors", ".lock",
+            "config.json", "survey.json", "views.png", "log.jsonl", "scores.jsonl", "curve.png", "checkpoints",
+            "model.safetensors", ".lock",
         } | ({"best.safetensors"} if out == "c" else set())  # fmt: skip
         assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
         assert entries(folder)[-1]["step"] == steps

@@ -147,7 +147,7 @@ def restore(
     damaged = []
     for path in reversed(all_of(folder)):
         try:
-            manifest, tensors = _read(path)
+            manifest, tensors = read(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged.append(f"{path.name} ({error})")
             continue
@@ -162,7 +162,8 @@ def restore(
     return 0, {}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The manifest and the tensors of a checkpoint. ValueError, OSError or SafetensorError if it is not whole."""
     manifest = json_object((path / MANIFEST).read_bytes())
     for name, expected in manifest["sha256"].items():
         if sha256_of(path / name) != expected:
