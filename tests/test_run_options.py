@@ -1,6 +1,7 @@
 """What runs do beyond the plain case: memory, averages, validation, cached teachers, parts, and refusals."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -131,6 +132,30 @@ def test_students_learn_from_answers_given_beforehand(precision: str, image_fold
     with pytest.raises(ValueError, match=r"needs a \.safetensors teacher"):
         runs.distill(dataclasses.replace(recipe, start_from_teacher=True), images, cached, out=tmp_path / "b")
     assert not (tmp_path / "b" / "config.json").exists()
+
+
+def test_tensorboard_is_optional(image_folder: Path, tmp_path: Path) -> None:
+    images = data.from_folder(image_folder)
+    recipe = dataclasses.replace(PRETRAIN, epochs=0.5, warmup_epochs=0, tensorboard=True)
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(ValueError, match="pip install tensorboard"):
+            runs.pretrain(recipe, images, out=tmp_path / "a", device="cpu")
+    else:
+        runs.pretrain(recipe, images, out=tmp_path / "a", device="cpu")
+        assert next((tmp_path / "a" / "tensorboard").iterdir()).stat().st_size > 0
+
+
+def test_a_run_that_learns_nothing_is_told_so(
+    image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = dataclasses.replace(PRETRAIN, learning_rate=1e-9, epochs=25, warmup_epochs=0, log_every=5)
+    runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "a", device="cpu")
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("learning rate" in line for line in warned), warned  # before it began
+    told = runs.health.expected_nt_xent(12, 0.5)
+    loss = entries(tmp_path / "a")[-1]["loss"]
+    assert loss > 0.9 * told.chance
+    assert any(f"{told.chance:.2f}" in line or "collapse" in line.lower() for line in warned), warned
 
 
 def test_crops_repeat_and_are_named(image_folder: Path) -> None:

@@ -83,6 +83,7 @@ class PretrainRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_temperature(self.temperature)
         if self.memory < 0:
             raise ValueError(f"memory={self.memory!r} is negative; 0 is none, the paper's is 65536.")
         if not 0 <= self.memory_decay < 1:
@@ -112,6 +113,17 @@ class DistillRecipe(Recipe):
     alpha: float = 1.0  # share of the teacher's answers in the loss; the rest goes to the labels there are
     scale_by_t2: bool = True
     start_from_teacher: bool = False  # copy the teacher's backbone (student of the same shape): for short runs
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_temperature(self.temperature)
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha!r} is not between 0 (labels only) and 1 (teacher only).")
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} is not positive; the paper uses 0.1 to 1.")
 
 
 AnyRecipe: TypeAlias = PretrainRecipe | FinetuneRecipe | DistillRecipe

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,12 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from training import distributed, evaluate, schedule
+from training import distributed, evaluate, health, schedule
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
-from training.data import Crops, ImageSet, TrainingBatches, require_labels
+from training.data import Crops, ImageSet, TrainingBatches, labels_per_class, require_labels
 from training.lars import LARS
-from training.loop import Plan, memory_format, pick_device, pick_precision, train, write_config
+from training.loop import Entry, Plan, memory_format, pick_device, pick_precision, train, write_config
 from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
 from training.stages import Distill, Finetune, Pretrain, Stage
 from training.step import Step
@@ -31,7 +32,7 @@ from training.survey import kept_survey
 from training.teachers import CachedTeacher, ModelTeacher, Teacher, check_classes
 from training.views import draw_views
 from zoo.model_file import MODEL_FILE, load_file, save_file
-from zoo.simclr import SimCLR
+from zoo.simclr import PROJECTION_WIDTH, SimCLR
 from zoo.weights import create
 
 BEST_FILE, ENCODER_FILE = "best.safetensors", "encoder.safetensors"
@@ -40,6 +41,18 @@ SURVEY_FILE, VIEWS_FILE = "survey.json", "views.png"
 _SAME_RESULT = ("workers", "recompute", "log_every", "save_every", "score_every", "tensorboard", "note")
 _SCORED = 2000  # labelled images of a kNN score, and 512 of an agreement: enough to see where a run goes
 _ANSWERED = 512
+_RECENT = 5  # log entries over which the loss is judged
+_SIGNS = (
+    "step",
+    "contrast_accuracy",
+    "alignment",
+    "uniformity",
+    "projection_rank",
+    "feature_rank",
+    "feature_rows",
+    "feature_spread",
+    "learning_rate",
+)
 _log = logging.getLogger("simclrv2")
 
 
@@ -64,6 +77,8 @@ def pretrain(
     few = None if validation is None else _all_labelled(validation).subset(range(min(_SCORED, len(validation))))
     score = partial(evaluate.feature_scores, images=few, fallback=images)
     run = _Run(recipe, stage, images, augmentation, out=out, score=score, best=few is not None, views=2)
+    if few is not None:
+        run.chance = max(labels_per_class(few).values()) / len(few)
     return run.go(device, resume)
 
 
@@ -242,6 +257,7 @@ class _Run:
         self.recipe, self.stage, self.images, self.augmentation = recipe, stage, images, augmentation
         self.out, self.score, self.best = out, score, best
         self.views, self.crops, self.decay = views, crops, decay
+        self.chance: float | None = None  # the kNN score of one who always says the commonest class
 
     def go(self, device: str, resume: bool, *, teacher: Teacher | None = None) -> SimCLR:
         chosen = pick_device(device)
@@ -273,6 +289,8 @@ class _Run:
             raise ValueError(f"None of the {found.count} images can be read; the first: {path}: {reason}")
         for line in found.lines():
             _log.info("%s", line)
+        for line in health.check_recipe(recipe, images=len(self.images)):
+            _log.warning("%s", line)
         if not sheet.exists():
             seed = recipe.seed if self.crops is None else self.crops.seed
             draw_views(self.images, self.augmentation, sheet, views=self.views, seed=seed)
@@ -357,9 +375,36 @@ class _Run:
             score_every=max(1, round(recipe.score_every * batches.steps_per_epoch)),
             score=score if self.score is not None else None,
             keep_best=(lambda: save_file(self._result(), self.out / BEST_FILE)) if self.best else (lambda: None),
+            watch=self._watch(total, warmup, batches),
             warn=lambda line: _log.warning("%s", line),
             tensorboard=recipe.tensorboard,
         )
+
+    def _watch(
+        self, total: int, warmup: int, batches: TrainingBatches
+    ) -> Callable[[list[Entry], list[Entry]], list[str]]:
+        """Warnings in words about what the log and the scores show."""
+        recipe = self.recipe
+        known: dict[str, Any] = {"stage": health.stage_name(recipe), "total_steps": total, "warmup_steps": warmup}
+        if isinstance(recipe, PretrainRecipe) and recipe.temperature >= health.LEAST_TEMPERATURE:
+            known |= {"batch_size": batches.batch_size, "temperature": recipe.temperature, "memory": recipe.memory}
+            known["expected"] = health.expected_nt_xent(
+                batches.batch_size, recipe.temperature, memory=min(recipe.memory, batches.batch_size * 2 * total)
+            )
+        share = batches.batch_size // distributed.size()
+        known |= {"projection_dimension": PROJECTION_WIDTH, "projection_rows": 2 * share}
+        known |= {"feature_dimension": self.stage.model.spec.feature_width, "knn_chance": self.chance}
+
+        def watch(entries: list[Entry], scores: list[Entry]) -> list[str]:
+            if not entries:
+                return []
+            now = entries[-1] | (scores[-1] if scores else {}) | {"step": entries[-1]["step"]}
+            seen = {name: now[name] for name in _SIGNS if name in now}
+            loss = statistics.fmean(entry["loss"] for entry in entries[-_RECENT:])
+            votes = tuple(entry["knn"] for entry in scores if "knn" in entry)
+            return health.diagnose(health.Signs(**known, **seen, loss=loss, knn=votes))
+
+        return watch
 
     def _result(self) -> SimCLR:
         """What the run is for: the moving average of the model if there is one."""

@@ -162,7 +162,7 @@ class Pretrain(Stage):
         return {
             "alignment": health.alignment(z0, z1),
             "uniformity": health.uniformity(torch.cat([z0, z1])),
-            "effective_rank": health.effective_rank(torch.cat([z0, z1])),
+            "projection_rank": health.effective_rank(torch.cat([z0, z1])),
         }
 
 
