@@ -1,60 +1,89 @@
-"""``simclr run``: images and a few labels to a student that is ready to serve."""
+"""``simclr run``: images and a few labels to a student that is ready to serve, and a report."""
 
+import importlib
+import shlex
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
+
+PATH = click.Path(path_type=Path)
+_EXPORT_NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
 @click.command()
-@click.option(
-    "--images", type=click.Path(path_type=Path), required=True, help="A folder of images, nested as you like."
-)
-@click.option("--labels", type=click.Path(path_type=Path), help="CSV with the columns path,label; else class folders.")
-@click.option(
-    "--test", type=click.Path(path_type=Path), help="CSV of labelled images to measure on (never trained on)."
-)
+@click.option("--images", type=PATH, required=True, help="A folder of images, nested as you like.")
+@click.option("--labels", type=PATH, help="CSV with the columns path,label; else class folders.")
+@click.option("--test", type=PATH, help="CSV of labelled images to measure on (never trained on).")
 @click.option("--holdout", default=0.2, show_default=True, help="Without --test: share of the labels put aside.")
-@click.option("--teacher", default="r50_1x", show_default=True)
-@click.option("--student", default="r18_1x", show_default=True)
-@click.option("--budget", type=click.Choice(["quick", "standard", "paper"]), default="standard", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run directory.")
+@click.option(
+    "--budget",
+    type=click.Choice(["auto", "quick", "standard", "paper"]),
+    default="auto",
+    show_default=True,
+    help="quick: minutes. standard: hours on a GPU. paper: a cluster. auto: standard on a GPU, else quick.",
+)
+@click.option("--teacher", help="The network to pretrain; the budget's unless given.")
+@click.option("--student", help="The network to distil into; the budget's unless given.")
+@click.option("--out", type=PATH, required=True, help="The run folder. The same command goes on where it was.")
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.pass_context
 def run(
+    context: click.Context,
     images: Path,
     labels: Path | None,
     test: Path | None,
     holdout: float,
-    teacher: str,
-    student: str,
     budget: str,
+    teacher: str | None,
+    student: str | None,
     out: Path,
     device: str,
-    resume: bool,
 ) -> None:
-    """All three stages in a row, ending in an ONNX student and its accuracy."""
+    """All three stages in a row, ending in an ONNX student, its accuracy and a report to look at.
+
+    What was done before with the same images, labels and settings is not done again; a run that was stopped goes on
+    when the same command is given.
+    """
+    for name in _EXPORT_NEEDS:
+        importlib.import_module(name)  # now, and not after hours
     from export import to_onnx
     from training import data, pipeline
 
+    if out.resolve() == images.resolve() or images.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies in the folder of images, and would become one of them; choose another --out.")
+    everything = data.from_folder(images)
+    if labels is None and not any(path.parent != images for path in everything.paths):
+        raise ValueError(f"{images} has no class folders: give --labels, a CSV with the columns path,label.")
     labelled = data.from_csv(labels, root=images) if labels else data.from_class_folders(images)
     held_out = data.from_csv(test, root=images, classes=labelled.classes) if test else None
-    everything = data.from_folder(images)
-    if held_out is not None:  # what measures is never trained on, with or without its label
+    if held_out is not None:
         measured = {path.resolve() for path in held_out.paths}
-        everything = everything.subset([i for i, p in enumerate(everything.paths) if p.resolve() not in measured])
+        labelled = labelled.subset([i for i, path in enumerate(labelled.paths) if path.resolve() not in measured])
     figures = pipeline.run(
         everything,
         labelled,
-        teacher=teacher,
-        student=student,
+        root=images,
         out=out,
         export=lambda model, path: to_onnx(model, path, weights="fp16"),
+        teacher=teacher,
+        student=student,
         budget=budget,  # type: ignore[arg-type]
         held_out=held_out,
         holdout=holdout,
         device=device,
-        resume=resume,
-        say=lambda line: click.echo(f"\n{line}"),
+        command=_command(context),
+        say=click.echo,
     )
     click.echo("\n" + "\n".join(figures.lines()))
-    click.echo(f"\nNow: simclr app --model {out / 'student.onnx'} --gallery {images}")
+    click.echo(f"\nNow: simclr app --model {out / pipeline.STUDENT} --gallery {images}")
+
+
+def _command(context: click.Context) -> str:
+    """The command line, as the shell would take it."""
+    words = ["simclr", "run"]
+    for parameter in context.command.params:
+        assert parameter.name is not None
+        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+            words += [parameter.opts[0], str(context.params[parameter.name])]
+    return shlex.join(words)

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 
 import zoo
-from training import checkpoint, data, evaluate, pipeline, runs
+from training import checkpoint, data, evaluate, runs
 from training.loop import DivergedError, InterruptedRunError, memory_format, pick_device, pick_precision
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
 
@@ -210,26 +210,3 @@ def test_accuracy_of_a_model_on_files(tiny_model: zoo.SimCLR, image_folder: Path
     tiny_model.classes = ("a", "b", "c")
     with pytest.raises(ValueError, match="The model's classes are a, b, c"):
         evaluate.accuracy(tiny_model, images)
-
-
-def test_the_three_stages_in_a_row(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_QUICK_FOR", (40, 10, 40))
-    exported: list[Path] = []
-    said: list[str] = []
-    arguments = {
-        "teacher": TINY, "student": TINY, "out": tmp_path / "run", "budget": "quick", "device": "cpu",
-        "export": lambda model, path: exported.append(path), "say": said.append,
-    }  # fmt: skip
-    images, labelled = data.from_folder(image_folder), data.from_class_folders(image_folder)
-    figures = pipeline.run(images, labelled, **arguments)
-    assert figures.labels_used == 30  # 12 a class, of which a fifth, rounded to 2, is held out
-    assert figures.student.images == 6
-    assert exported == [tmp_path / "run" / "student.onnx"]
-    assert json.loads((tmp_path / "run" / "figures.json").read_text())["student"]["images"] == 6
-    assert len(said) == 4
-    again = pipeline.run(images, labelled, **arguments, resume=True)
-    assert again == figures
-    with pytest.raises(ValueError, match="Too few labels"):
-        pipeline.run(images, labelled.subset([0, 1, 12, 13, 24]), **arguments)
-    with pytest.raises(ValueError, match="Unknown budget"):
-        pipeline.run(images, labelled, **(arguments | {"budget": "free"}))

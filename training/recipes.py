@@ -161,6 +161,18 @@ RECIPES: dict[str, AnyRecipe] = {
         model="r152_3x_sk", temperature=0.1, note="top-1 76.6 % from 1 % of the labels (paper)."
     ),
     "imagenet_distill": DistillRecipe(model="r50_1x", note="top-1 73.9 % from 1 % of the labels (paper)."),
+    "imagenet_supervised_1pct": FinetuneRecipe(
+        model="r50_1x",
+        epochs=90,
+        warmup_epochs=5,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        classify_from=0,
+        from_scratch=True,
+        note="A baseline of ours on the same labels; the paper's supervised figures use all of them.",
+    ),
     # CIFAR-10, as the authors' README has it
     "cifar10_pretrain": PretrainRecipe(
         model="r18_1x",
@@ -180,11 +192,36 @@ RECIPES: dict[str, AnyRecipe] = {
     ),
     # One machine, a folder of images: what the command line takes unless told otherwise
     "standard_pretrain": PretrainRecipe(
-        model="r50_1x", image_size=96, batch_size=256, epochs=200, warmup_epochs=10, note="A GPU; hours."
+        model="r50_1x_sk", image_size=96, batch_size=256, epochs=200, warmup_epochs=10, note="A GPU; hours."
     ),
-    "standard_finetune": FinetuneRecipe(model="r50_1x", image_size=96, batch_size=128, epochs=60),
+    "standard_finetune": FinetuneRecipe(
+        model="r50_1x_sk",
+        image_size=96,
+        batch_size=64,
+        epochs=60,
+        warmup_epochs=2,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        note="Nesterov momentum: with few steps LARS underfits (docs/log.md).",
+    ),
     "standard_distill": DistillRecipe(
         model="r18_1x", image_size=96, batch_size=256, epochs=100, warmup_epochs=5, note="A GPU; hours."
+    ),
+    "standard_supervised": FinetuneRecipe(
+        model="r18_1x",
+        image_size=96,
+        batch_size=64,
+        epochs=60,
+        warmup_epochs=2,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        classify_from=0,
+        from_scratch=True,
+        note="The baseline: only the labelled images.",
     ),
     "standard_linear": dataclasses.replace(_LINEAR, image_size=96, batch_size=256),
     # To see the whole path at work
@@ -200,7 +237,16 @@ RECIPES: dict[str, AnyRecipe] = {
         note=_QUICK,
     ),
     "quick_finetune": FinetuneRecipe(
-        model="r18_1x", image_size=64, batch_size=64, epochs=20, learning_rate=0.02, note="For 200 labels. " + _QUICK
+        model="r18_1x",
+        image_size=64,
+        batch_size=32,
+        epochs=25,
+        warmup_epochs=1,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        note="For 200 labels. " + _QUICK,
     ),
     "quick_distill": DistillRecipe(
         model="r18_1x",
@@ -210,6 +256,20 @@ RECIPES: dict[str, AnyRecipe] = {
         warmup_epochs=0.25,
         start_from_teacher=True,
         note=_QUICK,
+    ),
+    "quick_supervised": FinetuneRecipe(
+        model="r18_1x",
+        image_size=64,
+        batch_size=32,
+        epochs=40,
+        warmup_epochs=1,
+        learning_rate=0.1,
+        scaling="linear",
+        optimizer="nesterov",
+        weight_decay=1e-4,
+        classify_from=0,
+        from_scratch=True,
+        note="The baseline: only the labelled images. For 200 labels. " + _QUICK,
     ),
     # Imagenette at 64 pixels: how the bundled student was made
     "imagenette_pretrain": PretrainRecipe(
