@@ -48,15 +48,15 @@ def run(
     for name in _EXPORT_NEEDS:
         importlib.import_module(name)  # now, and not after hours
     from export import to_onnx
-    from training import data, pipeline
+    from training import data, pipeline, subsets
 
     if out.resolve() == images.resolve() or images.resolve() in out.resolve().parents:
         raise ValueError(f"{out} lies in the folder of images, and would become one of them; choose another --out.")
     everything = data.from_folder(images)
     if labels is None and not any(path.parent != images for path in everything.paths):
         raise ValueError(f"{images} has no class folders: give --labels, a CSV with the columns path,label.")
-    labelled = data.from_csv(labels, root=images) if labels else data.from_class_folders(images)
-    held_out = data.from_csv(test, root=images, classes=labelled.classes) if test else None
+    labelled = subsets.labelled_images(images, labels)
+    held_out = data.from_table(test, root=images, classes=labelled.classes) if test else None
     if held_out is not None:
         measured = {path.resolve() for path in held_out.paths}
         labelled = labelled.subset([i for i, path in enumerate(labelled.paths) if path.resolve() not in measured])

@@ -458,6 +458,9 @@ MEANT_FOR = {
     "imagenette_finetune": [947],
     "imagenette_distill": [9_469],
     "imagenette_supervised": [947],
+    "imagenet_supervised_1pct": [12_811],
+    "standard_supervised": [500, 5_000],
+    "quick_supervised": [200],
 }
 
 

@@ -252,7 +252,7 @@ class _Work:
         common: dict[str, Any] = {"out": folder, "device": self.device, "resume": True}
         try:
             if isinstance(stage.recipe, PretrainRecipe):
-                return runs.pretrain(stage.recipe, stage.images, **common)
+                return runs.pretrain(stage.recipe, stage.images, validation=self.sets.few, **common)
             if isinstance(stage.recipe, FinetuneRecipe):
                 return runs.finetune(stage.recipe, stage.images, source, **common)
             assert source is not None

@@ -144,6 +144,9 @@ _QUICK = (
     "For 2,000 images within 10 minutes on two cores; with other numbers of images the epochs change, not the work."
 )
 
+# fields that change nothing in what is computed
+SAME_RESULT = ("workers", "recompute", "log_every", "save_every", "score_every", "tensorboard", "note")
+
 RECIPES: dict[str, AnyRecipe] = {
     # The paper: ImageNet (Table 1). 128 TPU cores there; on GPUs, days.
     "imagenet_pretrain": PretrainRecipe(model="r152_3x_sk", note="250,228 steps; linear top-1 79.8 % (paper)."),

@@ -25,7 +25,7 @@ from training.batch_norm import recompute_activations
 from training.data import Crops, ImageSet, TrainingBatches, labels_per_class, require_labels
 from training.lars import LARS
 from training.loop import Entry, Plan, memory_format, pick_device, pick_precision, train, write_config
-from training.recipes import AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
+from training.recipes import SAME_RESULT, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
 from training.stages import Distill, Finetune, Pretrain, Stage
 from training.step import Step
 from training.survey import kept_survey
@@ -37,8 +37,6 @@ from zoo.weights import create
 
 BEST_FILE, ENCODER_FILE = "best.safetensors", "encoder.safetensors"
 SURVEY_FILE, VIEWS_FILE = "survey.json", "views.png"
-# fields that do not change what is computed
-_SAME_RESULT = ("workers", "recompute", "log_every", "save_every", "score_every", "tensorboard", "note")
 _SCORED = 2000  # labelled images of a kNN score, and 512 of an agreement: enough to see where a run goes
 _ANSWERED = 512
 _RECENT = 5  # log entries over which the loss is judged
@@ -459,7 +457,7 @@ def _config(recipe: AnyRecipe, stage: Stage, images: ImageSet, teacher: Teacher 
     initial = hashlib.sha256()
     for tensor in stage.model.state_dict().values():
         initial.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    same = {key: value for key, value in settings.items() if key not in _SAME_RESULT}
+    same = {key: value for key, value in settings.items() if key not in SAME_RESULT}
     same |= {"stage": type(stage).__name__, "image_list": listing.hexdigest(), "initial": initial.hexdigest()}
     if teacher is not None:
         same["teacher"] = teacher.fingerprint

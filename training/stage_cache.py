@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import zoo
 from training.data import ImageSet
-from training.recipes import AnyRecipe
+from training.recipes import SAME_RESULT, AnyRecipe
 from zoo.files import json_object, written_whole
 from zoo.model_file import sha256_of
 from zoo.registry import spec as find_spec
@@ -22,7 +22,6 @@ RUN_FILE = "run.json"  # by which a folder is known as one of `simclr run`
 STAGES = "stages"
 _HASHES = ".hashes.json"
 _LOCK = ".lock"
-_NOT_IN_KEY = ("workers", "note")  # fields of a recipe that change nothing in the result
 _SETTLED = 2.0  # seconds; a file younger than this may change again without another time stamp
 
 
@@ -88,7 +87,7 @@ def stage_key(
     ``images``: ``Contents.digest`` of what it is trained on. ``weights``: SHA-256 of those it starts from or is taught
     by, with the ``classes`` they answer.
     """
-    settings = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in _NOT_IN_KEY}
+    settings = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in SAME_RESULT}
     settings["model"] = dataclasses.asdict(find_spec(recipe.model))
     inputs = {
         "stage": stage,
