@@ -68,6 +68,7 @@ def save(
         aside.mkdir()
         manifest = {"step": step, "identity": identity, "more": more or {}}
         manifest["sha256"] = {TENSORS: _write(tensors, aside / TENSORS)}
+        manifest["sha256_of_the_rest"] = _sha256_of(manifest)
         _write_bytes([json.dumps(manifest, indent=2).encode()], aside / MANIFEST)
         sync_folder(aside)
         if path.exists():  # damaged, or it would have been resumed from
@@ -78,7 +79,7 @@ def save(
         raise OSError(f"The checkpoint {path} cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    _prune(folder)
+    _prune(folder, step)
     return path
 
 
@@ -120,6 +121,10 @@ def _write_bytes(pieces: Iterable[bytes | memoryview], path: Path) -> str:
     return digest.hexdigest()
 
 
+def _sha256_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _remove(path: Path) -> None:
     """Renamed first, so that no half-removed folder ever bears a checkpoint's name."""
     aside = path.with_name(f".{path.name}.old.tmp")
@@ -128,10 +133,16 @@ def _remove(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _prune(folder: Path) -> None:
-    """Remove what is older than the newest ``KEEP``, and what killed runs left aside; what cannot be removed stays."""
+def _prune(folder: Path, step: int) -> None:
+    """Remove what is older than the newest ``KEEP``, and what killed runs left aside; what cannot be removed stays.
+
+    What is of a later step goes too: it is damaged, or the run would have gone on from there. Counted among the newest,
+    it would push out whole ones.
+    """
     with suppress(OSError):
-        for old in all_of(folder)[:-KEEP]:
+        there, latest = all_of(folder), path_of(folder, step)
+        reached = [path for path in there if path <= latest]
+        for old in reached[:-KEEP] + there[len(reached) :]:
             _remove(old)
         for left in folder.glob(".step_*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
@@ -165,6 +176,8 @@ def restore(
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The manifest and the tensors of a checkpoint. ValueError, OSError or SafetensorError if it is not whole."""
     manifest = json_object((path / MANIFEST).read_bytes())
+    if manifest.pop("sha256_of_the_rest", None) != _sha256_of(manifest):
+        raise ValueError(f"{MANIFEST} is damaged: its SHA-256 is not the one it names")
     for name, expected in manifest["sha256"].items():
         if sha256_of(path / name) != expected:
             raise ValueError(f"{name} is damaged: its SHA-256 is not the manifest's")
