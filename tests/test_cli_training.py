@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import zoo
-from training import cli
+from training import cli, runs
+from training.loop import InterruptedRunError
 from zoo.console import run_command
 
 
@@ -64,6 +65,17 @@ def test_mistakes_are_one_line(
     assert said in shown
     assert len(shown.splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_stopped_run_says_where_its_checkpoint_is(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedRunError("Stopped after step 3 of 9; checkpoint: here. Go on with --resume.")
+
+    monkeypatch.setattr(runs, "pretrain", stopped)
+    assert run("quick_pretrain", "--images", image_folder, "--out", tmp_path / "a") == 130
+    assert "checkpoint: here. Go on with --resume." in capsys.readouterr().err
 
 
 def test_help_lists_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -527,7 +527,8 @@ def _as_is(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it writes a checkpoint, then ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group by a terminal, by torchrun, by systemd
+        signal.signal(number, signal.SIG_IGN)  # they are the parent's: it writes a checkpoint, then ends us
     torch.set_num_threads(1)
 
 

@@ -297,17 +297,20 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """A list that is filled when Ctrl-C or SIGTERM asks for a stop; a second Ctrl-C stops at once."""
+    """A list that is filled when Ctrl-C or SIGTERM asks for a stop; a second Ctrl-C stops at once.
+
+    A SIGTERM after it does not: torchrun sends one to its processes when it gets a Ctrl-C, as they did.
+    """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if number == signal.SIGINT and number in asked:
             raise KeyboardInterrupt
         asked.append(number)
-        if distributed.is_first():
+        if distributed.is_first() and len(asked) == 1:
             print("\nStopping after this step; once more to stop without a checkpoint.", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -24,11 +24,9 @@ def run_command(command: click.Command, arguments: Sequence[str], *, name: str) 
     except click.ClickException as error:
         print(f"error: {error.format_message()}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:  # a training run says where its checkpoint is
-        print(stop or "Stopped.", file=sys.stderr)
-        return 130
-    except click.Abort:
-        print("Stopped.", file=sys.stderr)
+    except (KeyboardInterrupt, click.Abort) as stop:  # click makes an Abort of the other
+        told = str(stop) or str(stop.__cause__ or "")  # a training run says where its checkpoint is
+        print(told or "Stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away: not worth a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
