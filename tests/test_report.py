@@ -157,7 +157,9 @@ def test_the_verdict_is_a_sign_test(page: report.Page) -> None:
     right, wrong = np.ones(40, bool), np.zeros(40, bool)
     mixed = np.arange(40) % 2 == 0
     better = dataclasses.replace(page, hits={"student": right, "baseline": wrong})
-    assert "The student is better by more than chance explains (sign test, p = 2e-12)" in report.verdict(better)
+    assert "The student is better by more than chance explains (sign test, p\u00a0=\u00a02e-12)" in report.verdict(
+        better
+    )
     worse = dataclasses.replace(page, hits={"student": wrong, "baseline": mixed})
     assert "The baseline is better by more than chance" in report.verdict(worse)
     assert "so few cannot tell" in report.verdict(

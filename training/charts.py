@@ -15,6 +15,7 @@ from zoo.transforms import read_image
 
 _WIDTH, _HEIGHT = 320, 170  # of a learning curve
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 38, 10, 24
+_LEAST_RANGE = 0.1  # of the loss, as a share of its largest value: noise shall not look like progress
 _POINTS = 200  # of a curve: more are not seen
 
 
@@ -53,12 +54,13 @@ def curve(title: str, log: Sequence[Mapping[str, Any]], caption: str) -> str:
     epochs = np.array([entry["epoch"] for entry in entries], float)
     losses = np.array([entry["loss"] for entry in entries], float)
     share = share_name(entries[-1])
-    low, high = float(losses.min()), float(losses.max())
+    high = float(losses.max())
+    low = min(float(losses.min()), high - _LEAST_RANGE * abs(high))
     drawn = [
         f'<line class="axis" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}"/>'
         for y in (_y(0), _y(0.5), _y(1))
     ]
-    for value, height in ((low, 0.0), (high, 1.0)) if high > low else ((low, 0.0),):
+    for value, height in (low, 0.0), (high, 1.0):
         drawn.append(
             f'<text class="loss" x="{_LEFT - 6}" y="{_y(height) + 4:.1f}" text-anchor="end">{value:.2f}</text>'
         )

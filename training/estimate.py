@@ -18,7 +18,7 @@ from zoo.simclr import SimCLR
 from zoo.transforms import read_image
 from zoo.weights import create
 
-_TRY = 4  # images in a trial step
+_TRY, _TRY_ON_GPU = 4, 32  # images in a trial step; a GPU shows its speed on many only
 _PATIENCE = 20.0  # seconds; a slower first step is taken for the measure itself
 _LARGEST = 60e6  # parameters; a larger network is not built for the trial, but reckoned from _YARDSTICK
 _YARDSTICK = Spec(50, 1, True)
@@ -52,7 +52,8 @@ def step_seconds(spec: Spec, image_size: int, device: torch.device, precision: t
         return ratio * step_seconds(_YARDSTICK, image_size, device, precision)
     model = create(spec, num_classes=None, image_size=image_size, projector=False, seed=0).train()
     model = model.to(device, memory_format=memory_format(model))  # type: ignore[call-overload]
-    images = torch.rand(_TRY, 3, image_size, image_size, device=device)
+    count = _TRY if device.type == "cpu" else _TRY_ON_GPU
+    images = torch.rand(count, 3, image_size, image_size, device=device)
 
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
@@ -61,7 +62,7 @@ def step_seconds(spec: Spec, image_size: int, device: torch.device, precision: t
         loss.item()  # waits for the device
 
     first = _seconds(step, least=1, longest=0)  # it also allocates and chooses algorithms
-    return (first if first > _PATIENCE else _seconds(step, least=2)) / _TRY
+    return (first if first > _PATIENCE else _seconds(step, least=2)) / count
 
 
 def view_seconds(images: ImageSet, image_size: int) -> float:

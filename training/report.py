@@ -152,14 +152,15 @@ def verdict(page: Page) -> str:
         f"the baseline on {losses}."
     )
     p = sign_test(wins, losses)
+    test = f"(sign test, p\u00a0=\u00a0{_p(p)})"
     if p >= 0.05:
-        return f"{told} Chance alone would often do that (sign test, p = {p:.2f}): so few cannot tell which is better."
+        return f"{told} Chance alone would often do that {test}: so few cannot tell which is better."
     better = "student" if wins > losses else "baseline"
-    return f"{told} The {better} is better by more than chance explains (sign test, p = {_p(p)})."
+    return f"{told} The {better} is better by more than chance explains {test}."
 
 
 def _p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
+    return f"{p:.2f}" if p >= 0.05 else f"{p:.3f}" if p >= 0.001 else f"{p:.0e}".replace("e-0", "e-")
 
 
 def _top(page: Page) -> str:
@@ -174,7 +175,10 @@ def _top(page: Page) -> str:
     )
     tiles = [
         (percent(student.top1), f"student, right on held-out pictures ({interval_words(student)})"),
-        (f"{100 * difference:+.1f}".replace("-", "\u2212"), "points over the baseline on the same labels alone"),
+        (
+            f"{100 * difference:+.1f}".replace("-", "\u2212").replace("+0.0", "0.0"),
+            "points over the baseline on the same labels alone",
+        ),
         (f"{page.student_bytes / 1e6:.1f}\u00a0MB", "the student as one ONNX file"),
         (f"{page.student_milliseconds:.3g}\u00a0ms", "a picture on this machine, one at a time"),
     ]
@@ -216,7 +220,7 @@ def _accuracy(page: Page) -> str:
         "<h2>Accuracy</h2>\n"
         + charts.bars(rows, chance=chance)
         + '<p class="note">Share of held-out pictures answered rightly; the line in a bar is the 95\u00a0% interval '
-        f"(Wilson). Dashed: always answering the most frequent class, {percent(chance)}. The student is measured as "
+        f"(Wilson). Dotted: always answering the most frequent class, {percent(chance)}. The student is measured as "
         "the ONNX file that was exported. Intervals tell the chance in which pictures are held out, not that of "
         "another draw of labels or another seed.</p>\n" + "".join(f"<p>{line}</p>" for line in words)
     )
@@ -254,8 +258,8 @@ def _neighbours(page: Page) -> str:
             shown.append(_picture(near.path, f"{label} <small>{near.similarity:.2f}</small>", near.label or "no label"))
         rows.append(f'<div class="query">{"".join(shown)}</div>')
     return (
-        "<h2>What it finds alike</h2>\n<p>On the left a held-out picture, then the training pictures whose features "
-        "in the student are nearest, with their cosine. Near ones without a label would often get the right one.</p>\n"
+        "<h2>What it finds alike</h2>\n<p>First a held-out picture, then the training pictures whose features "
+        "in the student are nearest, with their cosine. Most of them have no label, and are found all the same.</p>\n"
         + "\n".join(rows)
     )
 
