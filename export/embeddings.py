@@ -230,10 +230,11 @@ def choose(
 ) -> Choice:
     """Which ``budget`` of the rows of ``vectors`` (N, D) to label, the rows ``known`` being labelled already.
 
-    Rows that are zero or not finite are left out, and near-duplicates of another row (``near_duplicates``; those of
-    ``known`` first). Then ``kmeans``: as many clusters as rows in ``known`` and budget together, and the medoids of the
-    largest that hold no known row, largest first (as Hacohen et al. 2022 do): typical images. Or ``kcenter``:
-    ``farthest_first``, which covers everything, oddities too, and does not depend on the seed.
+    Rows that are zero or not finite are left out, and near-duplicates of another row (``near_duplicates`` with
+    ``duplicates`` as threshold, the ``known`` rows first; none with 1). Then ``kmeans``: as many clusters as rows in
+    ``known`` and budget together, of which those without a known row count, the largest first (so Hacohen et al. 2022),
+    and their medoids: typical images. Or ``kcenter``: ``farthest_first``, which covers everything, oddities too, and
+    does not depend on the seed.
 
     Raises ValueError for a budget below 1 or above the rows that are left, or an unknown method.
     """
@@ -246,7 +247,7 @@ def choose(
     first[list(known)] = True
     order = np.concatenate([np.flatnonzero(usable & first), np.flatnonzero(usable & ~first)])
     unit = normalise(vectors[order])
-    stands = near_duplicates(unit, threshold=duplicates)
+    stands = near_duplicates(unit, threshold=duplicates) if duplicates < 1 else np.arange(len(unit))
     before = int(first[order].sum())
     kept = np.flatnonzero(stands == np.arange(len(order)))
     few, left = order[kept], int((kept >= before).sum())

@@ -135,6 +135,7 @@ def test_near_duplicates_and_unusable_rows_are_left_out() -> None:
     assert (choice.near_duplicates, choice.unusable) == (1, 2)
     copies = np.repeat(vectors[10:13], 20, axis=0)
     assert sorted(embeddings.choose(copies, 3).rows) == [0, 20, 40]
+    assert len(embeddings.choose(copies, 4, duplicates=1).rows) == 4
     with pytest.raises(ValueError, match=r"budget of 4, but there are 3 images to choose from .* 57 near-duplicates"):
         embeddings.choose(copies, 4)
     assert np.bincount(embeddings.spherical_kmeans(copies, 7, seed=0), minlength=7).min() >= 1

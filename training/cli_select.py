@@ -85,7 +85,7 @@ def embed(
     type=click.FloatRange(0, 1),
     default=0.98,
     show_default=True,
-    help="Of images with this cosine or more only one is considered.",
+    help="Of images with this cosine or more only one is considered; 1 considers all.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of k-means.")
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
@@ -130,9 +130,9 @@ def pick(
 
 def _bundled() -> str:
     """The bundled student, as the ONNX file that needs no torch where this copy has it."""
-    import export
+    from export import embeddings
 
-    onnx = Path(export.__file__).parent / "bundled" / f"{BUNDLED.replace(':', '.')}.onnx"
+    onnx = Path(embeddings.__file__).parent / "bundled" / f"{BUNDLED.replace(':', '.')}.onnx"
     return str(onnx) if onnx.is_file() else BUNDLED
 
 
