@@ -107,18 +107,18 @@ def train(step: Step, stream: Callable[[int, int], Iterable[dict[str, Tensor]]],
     """
     start = _Journal.restored(step, plan) if resume else 0
     with _Journal(step, plan, start) as journal, _interrupts() as asked:
+        journal.begin_run()
         for batch in stream(start, plan.total_steps):
             rate = plan.rate(journal.done)
             for group in step.optimizer.param_groups:
                 group["lr"] = rate
             metrics = step(batch)
-            stop = journal.note(batch, metrics, rate, stop=bool(asked))
-            if stop:
-                raise InterruptedRunError(
-                    f"Stopped after step {journal.done} of {plan.total_steps}; checkpoint: {journal.saved}. "
-                    "Go on with --resume."
-                )
+            if journal.note(batch, metrics, rate, stop=bool(asked)):
+                raise journal.stopped()
         journal.close_run()
+        (stop,) = distributed.any_of(bool(asked))  # in the last moments: what would follow is not to begin
+        if stop:
+            raise journal.stopped()
 
 
 class _Journal:
@@ -127,7 +127,7 @@ class _Journal:
     def __init__(self, step: Step, plan: Plan, start: int) -> None:
         self.step, self.plan, self.start, self.done = step, plan, start, start
         self.first = distributed.is_first()
-        self.saved: Path | None = None
+        self.saved = checkpoint.path_of(plan.out / "checkpoints", start)
         self._saved_at, self._said = start, set[str]()
         self._began = self._last_save = self._tick = time.monotonic()
         self._images = 0
@@ -161,6 +161,11 @@ class _Journal:
         if self.board is not None:
             self.board.close()
 
+    def begin_run(self) -> None:
+        """The score that was put off when the run was asked to stop."""
+        if self.start:
+            self._score_if_due()
+
     def note(self, batch: dict[str, Tensor], metrics: dict[str, Tensor], rate: float, *, stop: bool) -> bool:
         """After a step: log, score, save as due. True if any process was asked to stop; then a checkpoint is there."""
         plan = self.plan
@@ -174,16 +179,23 @@ class _Journal:
             if logged:
                 self._write_entry(values, rate)
         self.bar.update()
-        if self.done == plan.total_steps or (plan.score_every and self.done % plan.score_every == 0):
-            self._score()
+        if not stop:  # a score can take minutes
+            self._score_if_due()
         if stop or due:
             self._save()
         return stop
 
     def close_run(self) -> None:
         """At the end: the last checkpoint and the curve."""
-        if self._saved_at != self.done or self.done == self.start:
+        if self._saved_at != self.done:
             self._save()
+        elif self.done == self.start:  # restored, and never to be written over: it may be the only one
+            self._draw()
+
+    def stopped(self) -> InterruptedRunError:
+        """What to raise once the checkpoint is there."""
+        where = f"Stopped after step {self.done} of {self.plan.total_steps}; checkpoint: {self.saved}."
+        return InterruptedRunError(f"{where} Go on with --resume.")
 
     def _values(self, metrics: dict[str, Tensor]) -> dict[str, float]:
         """The metrics over all processes. Raises DivergedError if the loss is no finite number."""
@@ -208,6 +220,14 @@ class _Journal:
         self.log.add(entry)
         self._tell(entry)
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {entry['images_per_second']:.0f} images/s", refresh=False)
+
+    def _score_if_due(self) -> None:
+        plan = self.plan
+        due = self.done == plan.total_steps or (plan.score_every and self.done % plan.score_every == 0)
+        there = any(entry["step"] == self.done for entry in self.scores.entries[-1:])
+        (due,) = distributed.any_of(bool(due) and self.first and not there)
+        if due:
+            self._score()
 
     def _score(self) -> None:
         if self.plan.score is not None and self.first:
@@ -250,8 +270,12 @@ class _Journal:
                 )
             except checkpoint.NotFiniteError as error:
                 raise DivergedError(self._diverged(f"After step {self.done}, {error}")) from None
-            draw_curve(self.log.entries, plan.out / "curve.png", plan.title, scores=self.scores.entries)
+            self._draw()
         distributed.wait_for_all()
+
+    def _draw(self) -> None:
+        if self.first:
+            draw_curve(self.log.entries, self.plan.out / "curve.png", self.plan.title, scores=self.scores.entries)
 
 
 class _Lines:

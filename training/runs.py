@@ -37,6 +37,8 @@ from zoo.weights import create
 
 BEST_FILE, ENCODER_FILE = "best.safetensors", "encoder.safetensors"
 SURVEY_FILE, VIEWS_FILE = "survey.json", "views.png"
+_LOGS = ("config.json", "log.jsonl", "scores.jsonl", "curve.png")
+_FILES = (*_LOGS, SURVEY_FILE, VIEWS_FILE, MODEL_FILE, BEST_FILE, ENCODER_FILE)
 _SCORED = 2000  # labelled images of a kNN score, and 512 of an agreement: enough to see where a run goes
 _ANSWERED = 512
 _RECENT = 5  # log entries over which the loss is judged
@@ -440,6 +442,9 @@ def _only_run_in(out: Path) -> Iterator[None]:
     except Timeout:
         raise ValueError(f"Another process trains in {out}; wait for it, or choose another --out.") from None
     try:
+        for name in _FILES:  # what a killed run was writing
+            for left in out.glob(f".{name}.*"):
+                left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
