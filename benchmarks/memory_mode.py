@@ -1,4 +1,4 @@
-"""Memory mode off and on, with several decays, at a small batch: kNN accuracy of the features after the same short pretraining.
+"""Memory mode off and on, with several decays, at a small batch: kNN accuracy after the same short pretraining.
 
     python benchmarks/memory_mode.py --images IMAGENETTE --out DIR [--batch 64] [--epochs 10] [--seeds 0]
 
