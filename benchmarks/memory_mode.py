@@ -56,7 +56,7 @@ def main() -> None:
             lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
             speed = sorted(line["images_per_second"] for line in lines)[len(lines) // 2]
             top1 = json.loads(result.read_text())["top1"]
-            told = f"seed {seed}  memory {memory:6}  decay {decay:5}  kNN top-1 {top1:.2%}  median {speed:.0f} views/s"
+            told = f"seed {seed}  memory {memory:6}  decay {decay:5}  kNN top-1 {top1:.2%}  median {speed:.0f} images/s"
             print(told, flush=True)
 
 

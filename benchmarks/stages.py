@@ -2,7 +2,7 @@
 
     python benchmarks/stages.py --images DIR [--model r18_1x] [--student r18_1x] [--size 64] [--batch 128] [--steps 30]
 
-DIR holds class folders. The median over the log's entries, the first left out; views count as images.
+DIR holds class folders. The median over the log's entries, the first left out; an image of two views counts once.
 """
 
 import argparse

@@ -223,6 +223,10 @@ def _watched(out: Path, setup: Setup, kill: Kill, points: Path | None) -> Iterat
             os.kill(os.getpid(), kill.signal)
         note(trace, event="struck", step=clock.begun, time=time.time())
 
+    def strikes() -> None:
+        for _ in range(kill.times):
+            strike()
+
     def at(point: Point) -> Any:
         nonlocal passed
         if listing is not None:
@@ -234,10 +238,13 @@ def _watched(out: Path, setup: Setup, kill: Kill, points: Path | None) -> Iterat
             return point.call()
         if kill.when == "half" and point.half is not None:
             point.half()
-        found = point.call() if kill.when == "after" else None
-        for _ in range(kill.times):
-            strike()
-        return found if kill.when == "after" else point.call()
+        if kill.when == "after":
+            try:
+                return point.call()
+            finally:  # it may fail, such as for a folder that is there
+                strikes()
+        strikes()
+        return point.call()
 
     def stream(self: Any, *, start_step: int = 0, total_steps: int, real: Any = data.TrainingBatches.stream) -> Any:
         stage = current[0]
@@ -336,7 +343,8 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The server of runs has ended, with status {self.process.returncode}.")
             time.sleep(0.005)
-        return Ended(**json.loads(answer.read_text()), said=(out / "output.txt").read_text())
+        output = out / "output.txt"  # not there if it was killed early
+        return Ended(**json.loads(answer.read_text()), said=output.read_text() if output.exists() else "")
 
     def __enter__(self) -> Self:
         return self

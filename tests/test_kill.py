@@ -1,4 +1,4 @@
-"""A run that killed anywhere and resumed ends bit-identical to one that was not; ten of each of benchmarks/kill.py."""
+"""A run killed anywhere and resumed ends bit-identical to one that was not; ten of each of benchmarks/kill.py."""
 
 import dataclasses
 import signal

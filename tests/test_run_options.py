@@ -220,8 +220,69 @@ def test_weights_that_are_no_numbers_are_not_kept(image_folder: Path, tmp_path: 
         (lambda: PretrainRecipe(memory_decay=1.0), r"not in \[0, 1\)"),
         (lambda: DistillRecipe(ema_decay=1.0), "not below 1"),
         (lambda: DistillRecipe(clip_norm=-1.0), "clip_norm=-1.0 is negative"),
+        (lambda: DistillRecipe(learning_rate=float("nan")), "learning_rate=nan is no finite number"),
+        (lambda: DistillRecipe(optimizer="nesterov", momentum=0.0), "needs a momentum"),
+        (lambda: DistillRecipe(alpha=1.5), "alpha=1.5 is not between"),
+        (lambda: PretrainRecipe(temperature=0.0), "temperature=0.0 is not positive"),
     ],
 )
 def test_impossible_combinations_are_refused(make: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()  # type: ignore[operator]
+
+
+def test_a_folder_where_nothing_was_kept_is_begun_anew(image_folder: Path, tmp_path: Path) -> None:
+    broken = dataclasses.replace(PRETRAIN, precision="fp32", tensorboard=False)
+    images = data.from_folder(image_folder)
+    for path in images.paths:
+        path.rename(path.with_suffix(".kept"))
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="None of the 36 images can be read"):
+        runs.pretrain(broken, images, out=tmp_path / "a", device="cpu")
+    for path in images.paths:
+        path.with_suffix(".kept").replace(path)
+    short = dataclasses.replace(PRETRAIN, epochs=0.5, warmup_epochs=0)  # other settings, even
+    runs.pretrain(short, images, out=tmp_path / "a", device="cpu")
+    assert (tmp_path / "a" / "model.safetensors").exists()
+
+
+def test_other_images_of_the_same_names_are_another_run(image_folder: Path, tmp_path: Path) -> None:
+    short = dataclasses.replace(PRETRAIN, epochs=0.5, warmup_epochs=0)
+    images = data.from_folder(image_folder)
+    runs.pretrain(short, images, out=tmp_path / "a", device="cpu")
+    (image_folder / "circle" / "00.png").write_bytes((image_folder / "square" / "00.png").read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"other settings \(image_list\)"):
+        runs.pretrain(short, images, out=tmp_path / "a", device="cpu", resume=True)
+
+
+def test_what_small_models_cannot_be_evaluated_on_is_refused_first(image_folder: Path, tmp_path: Path) -> None:
+    small = dataclasses.replace(PRETRAIN, image_size=32)
+    with pytest.raises(ValueError, match="exactly that size; these have sides of 60 to 72"):
+        runs.pretrain(small, data.from_folder(image_folder), out=tmp_path / "a", device="cpu")
+    assert not (tmp_path / "a" / "log.jsonl").exists()
+
+
+def test_a_file_as_run_directory_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        runs.pretrain(PRETRAIN, data.from_folder(image_folder), out=tmp_path / "a", device="cpu")
+
+
+def test_the_best_is_kept_when_validation_images_come_later(image_folder: Path, tmp_path: Path) -> None:
+    labelled = data.from_class_folders(image_folder)
+    recipe = dataclasses.replace(PRETRAIN, score_every=1, save_every=0.0)
+    stream = data.TrainingBatches.stream
+
+    def cut(self: data.TrainingBatches, *, start_step: int = 0, total_steps: int):  # type: ignore[no-untyped-def]
+        for step, batch in enumerate(stream(self, start_step=start_step, total_steps=total_steps), start_step):
+            if step == 6:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(data.TrainingBatches, "stream", cut)
+        with pytest.raises(KeyboardInterrupt):
+            runs.pretrain(recipe, labelled, out=tmp_path / "a", device="cpu")
+    assert not (tmp_path / "a" / runs.BEST_FILE).exists()
+    runs.pretrain(recipe, labelled, out=tmp_path / "a", device="cpu", validation=labelled, resume=True)
+    assert (tmp_path / "a" / runs.BEST_FILE).exists()

@@ -71,9 +71,7 @@ def save(
         manifest["sha256_of_the_rest"] = _sha256_of(manifest)
         _write_bytes([json.dumps(manifest, indent=2).encode()], aside / MANIFEST)
         sync_folder(aside)
-        if path.exists():  # damaged, or it would have been resumed from
-            _remove(path)
-        aside.rename(path)
+        _put_in_place(aside, path)
         sync_folder(folder)
     except OSError as error:
         raise OSError(f"The checkpoint {path} cannot be written: {error}") from error
@@ -123,6 +121,22 @@ def _write_bytes(pieces: Iterable[bytes | memoryview], path: Path) -> str:
 
 def _sha256_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Rename; a damaged checkpoint of the same name makes way, and comes back if that fails."""
+    if not path.exists():
+        aside.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    try:
+        aside.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -224,6 +224,8 @@ def distill(
         if not isinstance(found, ModelTeacher):
             raise ValueError(f"--preset self takes the teacher's architecture, but {teacher} tells none; add --model.")
         chosen = dataclasses.replace(chosen, model=found.model.spec)
+    if chosen.alpha == 1 and (labels is not None or label_share is not None):
+        raise ValueError("Labels are used only with --alpha below 1: give one, or leave the labels out.")
     everything = data.from_folder(images)
     if chosen.alpha < 1:
         everything = data.with_labels(everything, _labelled(images, labels, label_share, label_seed))

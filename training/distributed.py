@@ -2,8 +2,9 @@
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.resnet import BatchNorm
+
+_PATIENCE = timedelta(hours=6)  # while the first process looks through a million images, or scores
 
 
 def size() -> int:
@@ -57,7 +60,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", place)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield device
     finally:
@@ -106,6 +109,21 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def first_does(work: Callable[[], None]) -> None:
+    """The first process does it while the others wait. If it fails, all stop: with its error, and with a short one."""
+    error: Exception | None = None
+    if is_first():
+        try:
+            work()
+        except (ValueError, OSError) as found:
+            error = found
+    (failed,) = any_of(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError("The first process stopped; see its message.")
 
 
 def wait_for_all() -> None:

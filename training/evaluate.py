@@ -148,7 +148,7 @@ def feature_scores(
         votes = knn(features, labels, features, classes=len(images.classes), k=20, leave_one_out=True)
         found["knn"] = score(votes, labels).top1
     return found | {
-        "feature_rows": len(features),
         "feature_rank": health.effective_rank(features),
         "feature_spread": health.feature_spread(features),
+        "feature_rows": len(features),
     }

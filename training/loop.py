@@ -141,6 +141,10 @@ class _Journal:
         )
         if more.get("scaler"):
             step.scaler.load_state_dict(more["scaler"])
+        if len(set(distributed.counts(done, torch.device("cpu")))) > 1:
+            raise ValueError(
+                f"The processes do not see the same {plan.out}; it must be a folder that all of them share."
+            )
         return done
 
     def __enter__(self) -> "_Journal":
@@ -170,7 +174,7 @@ class _Journal:
         """After a step: log, score, save as due. True if any process was asked to stop; then a checkpoint is there."""
         plan = self.plan
         self.done += 1
-        self._images += sum(len(batch[view]) for view in ("view0", "view1") if view in batch)
+        self._images += len(batch["view0"])
         due = self.first and time.monotonic() - self._last_save > plan.save_every
         stop, due = distributed.any_of(stop, due)
         logged = self.done % plan.log_every == 0 or self.done == plan.total_steps
@@ -227,18 +231,19 @@ class _Journal:
         there = any(entry["step"] == self.done for entry in self.scores.entries[-1:])
         (due,) = distributed.any_of(bool(due) and self.first and not there)
         if due:
-            self._score()
+            distributed.first_does(self._score)
 
     def _score(self) -> None:
-        if self.plan.score is not None and self.first:
-            best = max((_first(entry) for entry in self.scores.entries), default=-math.inf)
-            found = self.plan.score()
-            entry: Entry = {"step": self.done, "epoch": self.done / self.plan.steps_per_epoch, **found}
-            self.scores.add(entry)
-            self._tell(entry)
-            if _first(entry) > best:
-                self.plan.keep_best()
-        distributed.wait_for_all()
+        if self.plan.score is None:
+            return
+        found = self.plan.score()
+        name = next(iter(found))  # earlier entries may be of another score, if the validation images are new
+        best = max((entry[name] for entry in self.scores.entries if list(entry)[2] == name), default=-math.inf)
+        entry: Entry = {"step": self.done, "epoch": self.done / self.plan.steps_per_epoch, **found}
+        self.scores.add(entry)
+        self._tell(entry)
+        if found[name] > best:
+            self.plan.keep_best()
 
     def _tell(self, entry: Entry) -> None:
         """To TensorBoard, and warnings of what is seen, each once."""
@@ -255,23 +260,23 @@ class _Journal:
 
     def _save(self) -> None:
         """Raises DivergedError rather than keep weights that are no finite numbers."""
-        plan, folder = self.plan, self.plan.out / "checkpoints"
-        self.saved = checkpoint.path_of(folder, self.done)
+        self.saved = checkpoint.path_of(self.plan.out / "checkpoints", self.done)
         self._saved_at, self._last_save = self.done, time.monotonic()
-        if self.first:
-            try:
-                checkpoint.save(
-                    folder,
-                    step=self.done,
-                    modules=self.step.stage.kept(),
-                    optimizer=self.step.optimizer,
-                    identity=plan.identity,
-                    more={"scaler": self.step.scaler.state_dict()},
-                )
-            except checkpoint.NotFiniteError as error:
-                raise DivergedError(self._diverged(f"After step {self.done}, {error}")) from None
-            self._draw()
-        distributed.wait_for_all()
+        distributed.first_does(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> None:
+        try:
+            checkpoint.save(
+                self.plan.out / "checkpoints",
+                step=self.done,
+                modules=self.step.stage.kept(),
+                optimizer=self.step.optimizer,
+                identity=self.plan.identity,
+                more={"scaler": self.step.scaler.state_dict()},
+            )
+        except checkpoint.NotFiniteError as error:
+            raise DivergedError(self._diverged(f"After step {self.done}, {error}")) from None
+        self._draw()
 
     def _draw(self) -> None:
         if self.first:

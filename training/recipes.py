@@ -1,6 +1,7 @@
 """Recipes: name to frozen dataclass. They are the truth; flags of the command line only override."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -53,6 +54,12 @@ class Recipe:
     note: str = ""  # hardware, hours, what to expect
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name}={value!r} is no finite number.")
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise ValueError("optimizer='nesterov' needs a momentum above 0; the paper's is 0.9.")
         for name in ("image_size", "batch_size", "epochs", "log_every", "score_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not positive.")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from training import distributed, evaluate, health, schedule
+from training.answers import image_list_sha256
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
 from training.data import Crops, ImageSet, TrainingBatches, labels_per_class, require_labels
@@ -32,6 +33,7 @@ from training.survey import kept_survey
 from training.teachers import CachedTeacher, ModelTeacher, Teacher, check_classes
 from training.views import draw_views
 from zoo.model_file import MODEL_FILE, load_file, save_file
+from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import PROJECTION_WIDTH, SimCLR
 from zoo.weights import create
 
@@ -263,15 +265,12 @@ class _Run:
         chosen = pick_device(device)
         precision = pick_precision(self.recipe.precision, chosen)
         with distributed.processes(chosen) as place, _only_run_in(self.out):
-            config = _config(self.recipe, self.stage, self.images, teacher)
-            if distributed.is_first():
-                _prepare(self.out, config, resume)
+            config = _config(self.recipe, self.stage, self.images, precision, teacher)
+            distributed.first_does(lambda: _prepare(self.out, config, resume))
             (finished,) = distributed.any_of(resume and distributed.is_first() and (self.out / MODEL_FILE).exists())
             if finished:
                 return load_file(self.out / MODEL_FILE)
-            if distributed.is_first():
-                self._look_first()
-            distributed.wait_for_all()
+            distributed.first_does(self._look_first)
             if teacher is not None:
                 teacher.to(place)
             batches = self._batches()
@@ -287,6 +286,13 @@ class _Run:
         if not found.readable:
             path, reason = next(iter(found.unreadable.items()))
             raise ValueError(f"None of the {found.count} images can be read; the first: {path}: {reason}")
+        sides = {found.shorter_side.least, found.longer_side.most}
+        if self.score is not None and recipe.image_size <= SMALL_IMAGE and sides != {recipe.image_size}:
+            raise ValueError(
+                f"Models for up to {SMALL_IMAGE} pixels are evaluated on images of exactly that size; these have sides "
+                f"of {min(sides)} to {max(sides)}. Give an --image-size above {SMALL_IMAGE}, or images of "
+                f"{recipe.image_size} pixels."
+            )
         for line in found.lines():
             _log.info("%s", line)
         for line in health.check_recipe(recipe, images=len(self.images)):
@@ -430,21 +436,24 @@ class _Run:
 @contextmanager
 def _only_run_in(out: Path) -> Iterator[None]:
     """Raises ValueError if another run is at work in the folder."""
-    if not distributed.is_first():
-        yield
-        return
     from filelock import FileLock, Timeout
 
-    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"Another process trains in {out}; wait for it, or choose another --out.") from None
-    try:
+
+    def claim() -> None:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file; give a folder as --out.")
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"Another process trains in {out}; wait for it, or choose another --out.") from None
         for name in _FILES:  # what a killed run was writing
             for left in out.glob(f".{name}.*"):
                 left.unlink(missing_ok=True)
+
+    distributed.first_does(claim)
+    try:
         yield
     finally:
         lock.release()
@@ -454,16 +463,24 @@ def _some(paths: list[Path]) -> str:
     return ", ".join(map(str, paths[:5])) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
 
 
-def _config(recipe: AnyRecipe, stage: Stage, images: ImageSet, teacher: Teacher | None) -> dict[str, Any]:
+def _config(
+    recipe: AnyRecipe, stage: Stage, images: ImageSet, precision: torch.dtype, teacher: Teacher | None
+) -> dict[str, Any]:
     settings = dataclasses.asdict(recipe)
-    listing = hashlib.sha256("\n".join(path.name for path in images.paths).encode())
-    if images.labels is not None:
-        listing.update(images.labels.tobytes())
+    labels = b"" if images.labels is None else images.labels.tobytes()
     initial = hashlib.sha256()
     for tensor in stage.model.state_dict().values():
         initial.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     same = {key: value for key, value in settings.items() if key not in SAME_RESULT}
-    same |= {"stage": type(stage).__name__, "image_list": listing.hexdigest(), "initial": initial.hexdigest()}
+    same |= {
+        "stage": type(stage).__name__,
+        "precision": str(precision).removeprefix("torch."),
+        "image_list": image_list_sha256(images),
+        "labels": hashlib.sha256(labels).hexdigest(),
+        "initial": initial.hexdigest(),
+    }
+    if recipe.micro_batch:  # a part is what all processes have in the network at a time
+        same["processes"] = distributed.size()
     if teacher is not None:
         same["teacher"] = teacher.fingerprint
     return {
@@ -481,11 +498,15 @@ def _identity(config: dict[str, Any]) -> str:
 
 
 def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
-    """Write the configuration, or see that a run to be resumed has the same one."""
+    """Write the configuration, or see that a run to be resumed has the same one.
+
+    A folder in which nothing has been kept yet is begun anew.
+    """
     path = out / "config.json"
-    if path.exists() and not resume:
+    begun = path.exists() and ((out / MODEL_FILE).exists() or any((out / "checkpoints").glob("step_*")))
+    if begun and not resume:
         raise ValueError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
-    if not path.exists():
+    if not begun:
         write_config(path, config)
         return
     try:

@@ -239,5 +239,6 @@ def _as_is(item: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's, also when they are sent to the whole group
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
