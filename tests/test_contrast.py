@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_the_loss(batch: int) -> None:
     memory = F.normalize(torch.randn(4, 3, generator=generator, dtype=torch.float64), dim=1)
     for tile in (1, 3, 100):
         assert torch.autograd.gradcheck(lambda a, b: nt_xent_loss(a, b, 0.4, tile=tile), (z0, z1))  # noqa: B023
-        assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, 0.4, memory=memory, tile=tile).loss, (z0, z1))  # noqa: B023
+    assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, 0.4, memory=memory, tile=3).loss, (z0, z1))
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 10.0])
