@@ -152,6 +152,8 @@ def test_a_run_that_learns_nothing_is_told_so(
     runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "a", device="cpu")
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("learning rate" in line for line in warned), warned  # before it began
+    kinds = ["".join(c for c in line if not c.isdigit()) for line in warned]
+    assert len(set(kinds)) == len(kinds)  # each is said once, though it holds at every entry
     told = runs.health.expected_nt_xent(12, 0.5)
     loss = entries(tmp_path / "a")[-1]["loss"]
     assert loss > 0.9 * told.chance

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -228,14 +229,13 @@ class _Journal:
     def _score_if_due(self) -> None:
         plan = self.plan
         due = self.done == plan.total_steps or (plan.score_every and self.done % plan.score_every == 0)
-        there = any(entry["step"] == self.done for entry in self.scores.entries[-1:])
-        (due,) = distributed.any_of(bool(due) and self.first and not there)
-        if due:
+        if due and plan.score is not None:
             distributed.first_does(self._score)
 
     def _score(self) -> None:
-        if self.plan.score is None:
-            return
+        assert self.plan.score is not None
+        if any(entry["step"] == self.done for entry in self.scores.entries[-1:]):
+            return  # done before the run was stopped
         found = self.plan.score()
         name = next(iter(found))  # earlier entries may be of another score, if the validation images are new
         best = max((entry[name] for entry in self.scores.entries if list(entry)[2] == name), default=-math.inf)
@@ -253,7 +253,7 @@ class _Journal:
             for name in entry.keys() - {"step", "seconds"}:
                 self.board.add_scalar(name, entry[name], self.done)
         for line in self.plan.watch(self.log.entries, self.scores.entries):
-            kind = line.split(":")[0]
+            kind = re.sub(r"[\d.,]+", "#", line)  # the same words about other figures
             if kind not in self._said:
                 self._said.add(kind)
                 self.plan.warn(line)
