@@ -106,9 +106,14 @@ def gather_rows(rows: Tensor) -> Tensor:
     lengths = counts(len(rows), rows.device)
     padded = rows.new_zeros(max(lengths), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+    return torch.cat([part[:length] for part, length in zip(_gather(padded), lengths, strict=True)])
+
+
+def _gather(values: Tensor) -> list[Tensor]:
+    """A tensor of one shape everywhere, from all processes."""
+    parts = [torch.empty_like(values) for _ in range(size())]
+    dist.all_gather(parts, values)
+    return parts
 
 
 def first_does(work: Callable[[], None]) -> None:
@@ -159,8 +164,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(values, axes, correction=0)
     else:
         mean = variance = values.new_zeros(x.shape[1])
-    told = torch.cat([mean.new_tensor([count]), mean, variance])[None]  # (1, 1 + 2C)
-    return pooled(gather_rows(told)) if size() > 1 else (told[0, :1], mean, variance)
+    told = torch.cat([mean.new_tensor([count]), mean, variance])  # (1 + 2C,)
+    return pooled(torch.stack(_gather(told))) if size() > 1 else (told[:1], mean, variance)
 
 
 def pooled(told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
