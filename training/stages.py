@@ -69,7 +69,7 @@ class Stage(nn.Module):
         return _full(self.network(batch["view0"]))
 
     def loss(self, outputs: Tensor, batch: Batch, counts: Counts) -> Metrics:
-        raise NotImplementedError
+        raise NotImplementedError  # each stage has its own
 
     def forward(self, batch: Batch) -> Metrics:
         """Loss and metrics of a batch in one piece."""
