@@ -480,7 +480,7 @@ class TrainingBatches:
 
         Raises ValueError if no image of a batch can be read; with several processes a part may be empty.
         """
-        for batch, skipped in _load(self._steps, range(start_step, total_steps), self.workers):
+        for batch, skipped in loaded(self._steps, range(start_step, total_steps), self.workers):
             self._skips.note(skipped)
             if not len(batch["index"]) and self._steps.process[1] == 1:
                 names = [self.images.paths[index] for index, _ in skipped]
@@ -510,7 +510,8 @@ def _warn(path: Path, reason: str) -> None:
     _log.warning("Skipped %s: %s", path, reason)
 
 
-def _load(dataset: Dataset[Any], keys: range | Sequence[Any], workers: int) -> Iterable[Any]:
+def loaded(dataset: Dataset[Any], keys: range | Sequence[Any], workers: int) -> Iterable[Any]:
+    """``dataset[key]`` for each key, in order, made ahead by ``workers`` processes (0: by this one)."""
     return DataLoader(
         dataset,
         batch_size=None,  # an item is a batch already
@@ -566,7 +567,7 @@ def evaluation_batches(
         raise ValueError("The image set is empty: there is nothing to evaluate.")
     dataset = _EvaluationBatches(images, size=size, batch_size=batch_size)
     skips = _Skips(images, on_skip)
-    for batch, kept, skipped in _load(dataset, range(-(-len(images) // batch_size)), workers):
+    for batch, kept, skipped in loaded(dataset, range(-(-len(images) // batch_size)), workers):
         skips.note(skipped)
         if kept:
             labels = None if images.labels is None else torch.from_numpy(images.labels[kept])

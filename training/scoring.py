@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training import answers
 from training.answers import Scoring
 from training.augment import Augmentation
-from training.data import ImageSet
+from training.data import ImageSet, loaded
 from training.teachers import Teacher
 from zoo.files import check_room
 from zoo.model_file import sha256_of
@@ -197,15 +196,7 @@ def _scored(
         for span in (scoring.span(number),)
         for start in range(0, len(span), step)
     ]
-    loader = DataLoader(
-        _Views(images, scoring),
-        batch_size=None,  # an item is a batch already
-        sampler=[places for _, places in parts],
-        num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # DataLoader draws a seed, which nothing here uses
-    )
+    loader = loaded(_Views(images, scoring), [places for _, places in parts], workers)
     arrays: dict[str, np.ndarray] = {}
     for (number, places), (crops, evaluation, kept, skipped) in zip(parts, loader, strict=True):
         span = scoring.span(number)
@@ -232,13 +223,3 @@ def _scored(
         advance(len(places))
         if places.stop == span.stop:
             yield number, arrays
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-def _start_worker(worker: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's, also when they are sent to the whole group
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -132,7 +132,7 @@ def _draw_row(sheet: Image.Image, row: _Row, lefts: list[int], top: int, cell: i
     height, width = (max(1, round(side * scale)) for side in row.pixels.shape[:2])
     at = (lefts[0] + (cell - width) // 2, top + (cell - height) // 2)
     sheet.paste(Image.fromarray(row.pixels).resize((width, height), Image.Resampling.LANCZOS), at)
-    for (view, _), colour in zip(row.views[:views], _FRAMES, strict=False):
+    for (view, _), colour in zip(row.views[:views], _FRAMES, strict=False):  # one view takes one of the two colours
         y, x, h, w = (round(number * scale) for number in view.crop)
         # of a panorama a crop may be a pixel high here; frames need four
         box = (at[0] + x, at[1] + y, at[0] + x + max(w, 4) - 1, at[1] + y + max(h, 4) - 1)
