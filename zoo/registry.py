@@ -1,6 +1,5 @@
 """THE tables: every architecture with its parameters and what the paper measured; every kind of weights. No torch."""
 
-import difflib
 import fnmatch
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -162,6 +161,8 @@ def spec(name: SpecLike) -> Spec:
 
 def suggest(wrong: str, choices: list[str]) -> str:
     """`` Did you mean ...?`` with up to three near choices, or all the choices when none is near."""
+    import difflib
+
     near = difflib.get_close_matches(wrong, choices, n=3, cutoff=0.6)
     if near:
         return f" Did you mean {' or '.join(map(repr, near))}?"

@@ -1,12 +1,17 @@
-"""Images in, arrays out: reading pictures safely and the authors' evaluation transform, in numpy."""
+"""Images in, arrays out: reading pictures safely and the authors' evaluation transform, in numpy.
+
+Pillow is imported at the first picture that is no array.
+"""
 
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ImageLike: TypeAlias = "str | Path | Image.Image | np.ndarray"
 
@@ -32,6 +37,8 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 f"An image array must be uint8 of shape (H, W, 3), not {image.dtype} of shape {image.shape}."
             )
         return image
+    from PIL import Image, UnidentifiedImageError
+
     if isinstance(image, Image.Image):
         return np.asarray(_to_rgb(image))
     try:
@@ -64,11 +71,15 @@ class _TooLargeError(Exception):
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image, ImageOps
+
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.float32)
@@ -80,9 +91,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def central_crop(height: int, width: int) -> tuple[int, int, int, int]:
+def central_crop(height: int, width: int, *, fraction: float = CROP_FRACTION) -> tuple[int, int, int, int]:
     """(top, left, height, width) of the evaluation crop for a square output (code: data_util.center_crop)."""
-    side = max(1, int(np.rint(CROP_FRACTION * min(height, width))))  # rint: half to even, as TensorFlow's
+    side = max(1, int(np.rint(fraction * min(height, width))))  # rint: half to even, as TensorFlow's
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
@@ -117,16 +128,17 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return sum(w[:, None] * tall[:, c] for c, w in zip(columns, weights, strict=True))
 
 
-def preprocess(image: ImageLike, size: int = 224) -> np.ndarray:
+def preprocess(image: ImageLike, size: int = 224, *, crop: float | None = CROP_FRACTION) -> np.ndarray:
     """The authors' evaluation transform: float32 (3, size, size) in [0, 1], no mean or deviation taken out.
 
-    Central crop of 87.5 % of the shorter side, then TensorFlow 1's bicubic resize (code: data_util.py). At sizes of 32
-    and below there is neither crop nor resize and the image must have that size already.
+    Central crop of 87.5 % of the shorter side (``crop``: of another share, 0 to 1), then TensorFlow 1's bicubic resize
+    (code: data_util.py). At sizes of 32 and below, or with ``crop=None``, there is neither crop nor resize and the
+    image must have that size already.
 
-    Raises ValueError for an unreadable image, or one of another size when ``size`` <= 32.
+    Raises ValueError for an unreadable image, or for one of another size where there is no resize.
     """
     pixels = read_image(image)
-    if size <= 32:
+    if size <= 32 or crop is None:
         if pixels.shape[:2] != (size, size):
             raise ValueError(
                 f"A model for {size} x {size} images takes images of exactly that size, "
@@ -134,6 +146,6 @@ def preprocess(image: ImageLike, size: int = 224) -> np.ndarray:
             )
         resized = pixels.astype(np.float32)
     else:
-        top, left, height, width = central_crop(*pixels.shape[:2])
+        top, left, height, width = central_crop(*pixels.shape[:2], fraction=crop)
         resized = resize_bicubic(pixels[top : top + height, left : left + width], size, size)
     return np.ascontiguousarray((resized / 255.0).clip(0.0, 1.0).transpose(2, 0, 1), dtype=np.float32)
