@@ -23,8 +23,8 @@ def onnx_answers(model: Any, images: ImageSet) -> tuple[np.ndarray, np.ndarray, 
     """Features (N, D), logits (N, classes) and places (N,) of the images that can be read."""
     parts: list[tuple[np.ndarray, ...]] = []
     for batch, _, index in evaluation_batches(images, size=model.image_size, batch_size=32):
-        features, logits = model(batch.numpy())
-        parts.append((features, logits, index.numpy()))
+        found = model(batch.numpy())
+        parts.append((found.features, found.logits, index.numpy()))
     stacked = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return stacked[0], stacked[1], stacked[2]
 
