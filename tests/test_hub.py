@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import onnx
+import onnx_files
 import pytest
 import torch
 import yaml
@@ -18,7 +20,7 @@ from hub_server import HubServer
 
 import zoo
 from app.cli import main as simclr
-from export import to_onnx
+from export import OnnxModel, to_onnx
 from zoo import hub, probe, registry
 from zoo.card import model_card
 
@@ -161,6 +163,48 @@ def test_an_export_goes_with_it(server: HubServer, model: zoo.SimCLR, tmp_path: 
     with pytest.raises(hub.HubError, match=r"is not an export of this r18_0\.0625x"):
         zoo.push(changed(model), REPO, onnx=tmp_path / "model.onnx")
     assert len(server.commits(REPO)) == 2
+
+
+def test_an_export_with_its_data(server: HubServer, model: zoo.SimCLR, tmp_path: Path) -> None:
+    exported = to_onnx(model, tmp_path / "student.onnx")
+    proto = onnx.load(exported)
+    told = {entry.key: entry.value for entry in proto.metadata_props}
+    data = tmp_path / "student.onnx.data"
+    record = onnx_files.move_out(proto, data)
+    onnx_files.write(exported, proto, told | {"external_data": json.dumps(record)})
+    zoo.push(model, REPO, onnx=exported)
+    assert server.read(REPO, "model.onnx") == exported.read_bytes()
+    assert server.read(REPO, data.name) == data.read_bytes()
+    for name in ("model.onnx", data.name):
+        (tmp_path / "pulled").mkdir(exist_ok=True)
+        (tmp_path / "pulled" / name).write_bytes(server.read(REPO, name))
+    assert OnnxModel(tmp_path / "pulled" / "model.onnx").labels == model.classes
+    commits = len(server.commits(REPO))
+    zoo.push(model, REPO, onnx=exported)
+    assert len(server.commits(REPO)) == commits  # nothing changed
+
+    def refused(said: str, **changes: object) -> None:
+        onnx_files.write(exported, proto, told | {"external_data": json.dumps(record | changes)})
+        with pytest.raises(hub.HubError, match=said) as caught:
+            zoo.push(model, REPO, onnx=exported)
+        assert "\n" not in str(caught.value)
+
+    refused("its weights lie in other files than the one it records", file="other")
+    refused("not the file that student.onnx was written with", sha256="0" * 64)
+    refused("not the file that student.onnx was written with", bytes=3)
+    onnx_files.write(exported, proto, told)
+    with pytest.raises(hub.HubError, match="its weights lie in other files than the one it records"):
+        zoo.push(model, REPO, onnx=exported)
+    data.rename(tmp_path / "elsewhere")
+    refused(r"student\.onnx\.data: no such file")
+    data.symlink_to(tmp_path / "elsewhere")
+    refused("its weights lie in other files than the one it records")
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "model.safetensors" if entry.key == "location" else entry.value
+    (tmp_path / "elsewhere").rename(tmp_path / "model.safetensors")
+    refused("its data lie in model.safetensors, a name that this repository needs", file="model.safetensors")
+    assert len(server.commits(REPO)) == commits
 
 
 def test_changed_bytes_from_the_hub_are_refused(server: HubServer, model: zoo.SimCLR) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import card, probe, stream
-from zoo.files import check_room, platform_cache_dir
+from zoo.files import check_room, json_object, platform_cache_dir
 from zoo.model_file import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -29,7 +29,9 @@ from zoo.model_file import (
 from zoo.simclr import SimCLR
 
 _PATTERNS = [CONFIG_FILE, "model*.safetensors", SHARD_INDEX]
-_OURS = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx"  # what a push replaces
+_OURS = (
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx(\.data)?"  # what a push replaces
+)
 _SHARD_BYTES = 5_000_000_000
 _NO_XET = "This Hub does not speak Xet, the client's way to send large files; set HF_HUB_DISABLE_XET=1 and try again."
 
@@ -161,7 +163,8 @@ def push(
     """Push a model to a repository of the Hub, made if need be; the commit that holds it.
 
     One commit of safetensors (in shards over ``shard_bytes``), config.json, a model card, and the exported ``onnx`` if
-    given; where nothing changed there is none. ``measured``: for the card, what ``simclr evaluate --json`` prints (keys
+    given, as model.onnx, with the file of its external data if it has one, under the name that it has for it; where
+    nothing changed there is none. ``measured``: for the card, what ``simclr evaluate --json`` prints (keys
     ``top1`` and ``top5`` from 0 to 1, ``images``, ``interval``) with the name of the ``dataset``. ``tag`` names the
     commit for good.
 
@@ -235,7 +238,11 @@ def _stage(
     (folder / "README.md").write_text(text, encoding="utf-8")
     files = {file.name: file for file in sorted(folder.iterdir())}
     if onnx is not None:
-        files["model.onnx"] = _export_of(model, Path(onnx))
+        exported = _export_of(model, Path(onnx))
+        taken = sorted(set(exported) & set(files))
+        if taken:
+            raise HubError(f"{onnx}: its data lie in {taken[0]}, a name that this repository needs; export it again.")
+        files |= exported
     return files
 
 
@@ -280,8 +287,11 @@ def _same(file: Path, there: Any) -> bool:
     return bool(hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == there.blob_id)
 
 
-def _export_of(model: SimCLR, path: Path) -> Path:
-    """An exported file, if it is this model's. Raises HubError."""
+def _export_of(model: SimCLR, path: Path) -> dict[str, Path]:
+    """An exported file and that of its external data, by their path in the repository, if they are this model's.
+
+    Raises HubError.
+    """
     import onnx
 
     if not path.is_file():
@@ -293,4 +303,30 @@ def _export_of(model: SimCLR, path: Path) -> Path:
     told = {entry.key: entry.value for entry in loaded.metadata_props}
     if told.get("weights_sha256") != weights_sha256(model):
         raise HubError(f"{path} is not an export of this {model.spec.name}; export it again.")
-    return path
+    located = {
+        entry.value
+        for tensor in loaded.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return {"model.onnx": path} | _data_of(path, told.get("external_data", "{}"), located)
+
+
+def _data_of(path: Path, told: str, located: set[str]) -> dict[str, Path]:
+    """The file beside an exported one where all its external tensors lie, if any do. Raises HubError."""
+    try:
+        record = json_object(told)
+        name, recorded = str(record.get("file", "")), (record.get("bytes"), record.get("sha256"))
+    except ValueError:
+        raise HubError(f"{path}: its metadata is damaged (external_data); export it again.") from None
+    if not located and not record:
+        return {}
+    beside = path.parent / name
+    if located != {name} or not re.fullmatch(r"[^./\\:][^/\\:]*", name) or beside.is_symlink():
+        raise HubError(f"{path}: its weights lie in other files than the one it records; export it again.")
+    if not beside.is_file():
+        raise HubError(f"{beside}: no such file, and the weights of {path.name} lie in it; export it again.")
+    if recorded != (beside.stat().st_size, sha256_of(beside)):
+        raise HubError(f"{beside}: not the file that {path.name} was written with; export it again.")
+    return {name: beside}
