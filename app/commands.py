@@ -1,6 +1,5 @@
 """The commands that serve and export; what they need is imported when they run."""
 
-import json
 import os
 import signal
 import sys
@@ -38,39 +37,45 @@ def app(model: Path | None, gallery: Path | None, host: str, port: int | None, b
 @click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="How many classes to name.")
-def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int) -> int:
+@click.option("--threads", type=click.IntRange(min=1), help="Of the model and of reading; all cores unless given.")
+def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int, threads: int | None) -> int:
     """Classify picture files, or folders of them, with MODEL, an exported .onnx file.
 
-    Files that cannot be read are named on the error output and skipped; the exit status is then 1.
+    A line for each file: its most probable classes (on a terminal, as many as fit), and "none likely" where the best
+    of them is improbable. Files that cannot be read are named on the error output and skipped; the exit status is then
+    1.
     """
-    from app.engine import Engine
-    from app.gallery import image_files
-    from export.runtime import OnnxModel
+    from tqdm import tqdm
 
-    engine = Engine(OnnxModel(model))
-    files = [file for path in paths for file in (image_files(path) if path.is_dir() else [path])]
-    if not files:
-        raise ValueError(f"No pictures in {', '.join(map(str, paths))}.")
+    from app import classify as work
+    from app.engine import Engine
+    from export.runtime import CHUNK, OnnxModel
+
+    engine = Engine(OnnxModel(model, threads=threads))
+    if not engine.model.num_classes:
+        raise ValueError(f"{model} has no classifier; it embeds only. Export a fine-tuned or distilled model.")
+    files, empty = work.files_of(paths)
+    table = work.Table(files, engine.labels, top=top, width=work.terminal_width())
+    for folder in empty:
+        print(f"skipped: {folder}: no pictures in it.", file=sys.stderr)
     skipped = 0
-    for file in files:
-        try:
-            ranked, none_likely = engine.classify(file, k=top)
-        except ValueError as error:
-            if not engine.model.num_classes:
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
-            skipped += 1
-            continue
-        if as_json:
-            predictions = [{"label": label, "probability": round(probability, 6)} for label, probability in ranked]
-            answer = {"path": str(file), "predictions": predictions, "none_likely": none_likely}
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
-        else:
-            named = ", ".join(f"{label} {probability:.1%}" for label, probability in ranked)
-            print(f"{file}: {'none likely; ' if none_likely else ''}{named}", flush=True)
+    silent = sys.stdout.isatty() or not sys.stderr.isatty() or len(files) <= CHUNK  # lines that appear tell as much
+    with tqdm(total=len(files), desc="Classifying", unit=" images", delay=1, leave=False, disable=silent) as bar:
+        for batch in work.answers(engine, files, readers=threads or min(4, os.cpu_count() or 1), top=top):
+            lines = []
+            for file, found in batch:
+                if isinstance(found, str):
+                    bar.clear()
+                    print(f"skipped: {found}", file=sys.stderr)
+                    skipped += 1
+                else:
+                    lines.append(work.json_line(file, found) if as_json else table.line(file, found))
+            if lines:
+                print("\n".join(lines), flush=True)
+            bar.update(len(batch))
     if skipped:
         print(f"{skipped} of {len(files)} files skipped.", file=sys.stderr)
-    return 1 if skipped else 0
+    return 1 if skipped or empty else 0
 
 
 @click.command()
