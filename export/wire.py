@@ -27,7 +27,7 @@ OPERATORS = frozenset(_OPERATORS.split())
 FOLDED = frozenset(_KEEP_SIZE.split())  # what may be computed from constants alone, as the file is opened: none grows
 _LARGEST_WINDOW = 256  # of convolutions, pools and their padding; the largest needed is 4096 / 32
 _MOST_INTEGERS = 64  # of a shape, padding or sizes of parts
-_MOST_ITEMS = 2**24  # that a shape may ask for, batch aside: 64 MB
+_MOST_ITEMS = 2**26  # that a shape may ask for, batch aside: 256 MB
 _MOST_PARTS = 50_000  # nodes, or tensors; r152_3x_sk in int8 has some thousands
 
 # Field numbers of onnx.proto3
