@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -79,18 +80,85 @@ def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int, thre
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model")
 @click.argument("out", type=PATH)
 @click.option(
-    "--weights", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="fp16 halves OUT."
+    "--weights",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="fp16 halves OUT; int8 quarters it and computes in integers.",
 )
-def export(model: Path, out: Path, weights: Literal["fp32", "fp16"]) -> None:
-    """Write MODEL, a .safetensors file of this project, as one ONNX file, checked against torch."""
-    from export.graph import to_onnx
-    from zoo.model_file import load_file
+@click.option("--calibration", type=PATH, help="For int8: a folder of a few hundred pictures, no labels.")
+@click.option("--images", type=PATH, help="A folder of pictures to check and measure on.")
+@click.option("--labels", type=PATH, help="CSV or Parquet with path,label for --images: measures the accuracy.")
+@click.option(
+    "--image-input",
+    type=click.Choice(["float", "uint8"]),
+    default="float",
+    show_default=True,
+    help="What the graph takes: float (N, 3, S, S) in [0, 1], or uint8 (N, S, S, 3).",
+)
+@click.option("--opset", type=int, default=20, show_default=True, help="Of the ONNX standard.")
+@click.option("--report", type=PATH, help="Write the tables of what was measured to this Markdown file.")
+def export(
+    model: str,
+    out: Path,
+    weights: Literal["fp32", "fp16", "int8"],
+    calibration: Path | None,
+    images: Path | None,
+    labels: Path | None,
+    image_input: Literal["float", "uint8"],
+    opset: int,
+    report: Path | None,
+) -> None:
+    """Write MODEL, a .safetensors file of this project or a zoo name, as one ONNX file, checked against torch.
 
-    path = to_onnx(load_file(model), out, weights=weights)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    A zoo name goes with its weights, such as r18_1x:imagenette_distilled. Without --labels, class folders in --images
+    that are called as the model's classes count as labels.
+    """
+    from export.write import export_model
+    from training.cli import load_model
+    from zoo.files import written_whole
+
+    network = load_model(model)
+    pictures, truth = _pictures(images, labels, network.classes)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        done = export_model(
+            network, out, weights=weights, calibration=calibration, images=pictures, labels=truth,
+            image_input=image_input, opset=opset,
+        )  # fmt: skip
+    for warning in told:
+        if issubclass(warning.category, UserWarning):
+            print(f"warning: {warning.message}", file=sys.stderr)
+    print(done.markdown(), end="")
+    if report is not None:
+        with written_whole(report) as temporary:
+            temporary.write_text(done.markdown(), encoding="utf-8")
+
+
+def _pictures(
+    images: Path | None, labels: Path | None, classes: tuple[str, ...]
+) -> tuple["Path | list[Path] | None", Any]:
+    """What to measure on, and the class numbers where they are known."""
+    from training import data
+
+    if labels is not None and images is None:
+        raise ValueError(f"--labels {labels} needs --images, the folder that its paths are relative to.")
+    if images is None:
+        return None, None
+    if labels is not None:
+        if not classes:
+            raise ValueError("--labels needs a model that knows the names of its classes; this one does not.")
+        labelled = data.from_table(labels, root=images, classes=classes)
+        return list(labelled.paths), labelled.labels
+    folders = {path.name for path in images.iterdir() if path.is_dir()} if images.is_dir() else set()
+    if not folders or not folders <= set(classes):
+        return images, None
+    labelled = data.from_class_folders(images)
+    numbers = [classes.index(name) for name in labelled.classes]
+    return list(labelled.paths), [numbers[label] for label in labelled.labels]  # type: ignore[union-attr]
 
 
 @click.command()

@@ -4,13 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.graph import ParityError as ParityError
-    from export.graph import to_onnx as to_onnx
+    from export.checks import ParityError as ParityError
     from export.runtime import OnnxModel as OnnxModel
+    from export.write import to_onnx as to_onnx
 
 __all__ = ["OnnxModel", "ParityError", "to_onnx"]
 
-_HOME = {"OnnxModel": "export.runtime", "ParityError": "export.graph", "to_onnx": "export.graph"}
+_HOME = {"OnnxModel": "export.runtime", "ParityError": "export.checks", "to_onnx": "export.write"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,261 +1,273 @@
-"""From torch to ONNX: batch norms folded, weights rounded if wanted, and the result checked against torch first."""
+"""A network as an ONNX graph, written layer by layer: the same arithmetic, in the operators that runtimes do fastest.
 
-import contextlib
-import copy
+Tensors carry the name of the node that makes them, and nodes that of the layer they come from. Differences from what
+tracing the modules gives, none of which changes a value by more than rounding: the two streams of a selective kernel
+are two convolutions, so that nothing is split; paddings are those of the operators; the means are global pools.
+"""
+
 import dataclasses
-import io
-import json
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal, NoReturn, get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
-import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from export.runtime import FORMAT
-from zoo.files import written_whole
-from zoo.model_file import weights_sha256
-from zoo.resnet import BatchNorm, ConvNorm
-from zoo.simclr import ProjectionLayer, SimCLR
+from zoo.resnet import Bottleneck, ConvNorm, ResNetDPool, SelectiveKernel
+from zoo.simclr import PROJECTION_WIDTH, SimCLR
 
-Weights = Literal["fp32", "fp16"]
+ImageInput = Literal["float", "uint8"]
 
-OPSET = 20
-TOLERANCE = 1e-4  # of the largest absolute value of an output
-BATCHES = (1, 2, 7)
-MOST_BYTES = 2**31 - 2**20  # protobuf's limit for one file, less the graph itself
-PREPROCESSING = (
-    "simclrv2-eval-1: central crop of 87.5 % of the shorter side, TensorFlow 1 bicubic resize to image_size "
-    "(none for sizes up to 32), values in [0, 1], RGB, no mean or deviation taken out (zoo.preprocess)."
-)
+PIXELS = "pixels"  # the tensor of images (N, 3, S, S) in [0, 1] inside the graph
+STEP = np.float32(1 / 255)  # of 8-bit pixels
 
 
-class ParityError(ValueError):
-    """onnxruntime and torch differ by more than the tolerance; nothing was written."""
+@dataclasses.dataclass
+class Graph:
+    """Nodes in the order in which they run, the weights they name, and what goes in and comes out.
 
-
-def to_onnx(model: SimCLR, path: str | Path, *, weights: Weights = "fp32") -> Path:
-    """Write a model as one ONNX file (opset 20): input ``images`` float32 (N, 3, S, S) in [0, 1], outputs ``features``
-    and, with a classifier, ``logits``. N is free.
-
-    ``weights="fp16"`` stores convolution and dense weights in half the bytes; the computation stays in float32. Labels,
-    preprocessing, architecture and facts travel in the file's metadata. The file is checked on batches of 1, 2 and 7
-    generated images before it appears.
-
-    Raises ValueError for a model that does not fit a single file or float16, and ParityError (a ValueError) when
-    onnxruntime's outputs differ from torch's, with the same rounded weights, by more than 1e-4 of the largest.
+    ``outputs``: name -> shape, or None where it is not known.
     """
-    path = Path(path)
-    if weights not in get_args(Weights):
-        raise ValueError(f"Unknown weights {weights!r}. Choose from: {', '.join(get_args(Weights))}.")
-    if model.classes and len(model.classes) != model.num_classes:
-        raise ValueError(f"The model has {len(model.classes)} class names for {model.num_classes} classes.")
-    stored = sum(tensor.numel() for tensor in _parameters_used(model)) * (2 if weights == "fp16" else 4)
-    if stored > MOST_BYTES:
-        raise ValueError(f"{model.spec.name} needs {stored / 1e9:.1f} GB; a single ONNX file holds at most 2.1 GB.")
-    inference = fold_batch_norms(model)
-    if weights == "fp16":
-        round_to_half(inference)
-    proto = _export(inference)
-    if weights == "fp16":
-        _store_half(proto)
-    for key, value in metadata(model, weights).items():
-        proto.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(proto)
-    with written_whole(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
-        check_parity(inference, temporary)
-    return path
+
+    input: onnx.ValueInfoProto
+    nodes: list[onnx.NodeProto] = dataclasses.field(default_factory=list)
+    weights: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    outputs: dict[str, list[str | int] | None] = dataclasses.field(default_factory=dict)
+    channels: dict[str, int] = dataclasses.field(default_factory=dict)  # of the tensors that average pools read
+    convolutions: list[str] = dataclasses.field(default_factory=list)  # those of feature maps, not of their means
+
+    def add(self, operator: str, inputs: list[str], name: str, **attributes: object) -> str:
+        """A node and the one tensor it makes, both called ``name``."""
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+    def weight(self, name: str, values: np.ndarray | np.generic) -> str:
+        self.weights[name] = np.asarray(values, order="C")
+        return name
+
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.weights.values())
 
 
-def _parameters_used(model: SimCLR) -> Iterator[Tensor]:
-    yield from model.backbone.parameters()
+def build(model: SimCLR, *, image_input: ImageInput = "float") -> Graph:
+    """The graph of a model whose batch norms are folded (``export.fold``).
+
+    Input ``images``: float32 (N, 3, S, S) in [0, 1], or with ``image_input="uint8"`` uint8 (N, S, S, 3). Outputs
+    ``features`` (N, D), ``logits`` (N, classes) if there is a classifier and ``projections`` (N, 128) if there is a
+    projector; float32.
+    """
+    size = model.image_size
+    if image_input == "uint8":
+        graph = Graph(helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", size, size, 3]))
+        x = graph.add("Transpose", ["images"], "images.nchw", perm=[0, 3, 1, 2])
+        graph.weight("images.step", STEP)
+        graph.weight("images.zero", np.uint8(0))
+        x = graph.add("DequantizeLinear", [x, "images.step", "images.zero"], PIXELS)
+    else:
+        graph = Graph(helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, size, size]))
+        x = "images"
+    x, size = _stem(graph, model, x, size)
+    for number, group in enumerate(model.backbone.groups):
+        for place, block in enumerate(group.children()):
+            x, size = _block(graph, block, x, size, f"groups.{number}.{place}")
+    x = graph.add("GlobalAveragePool", [x], "mean")
+    after = [graph.add("Flatten", [x], "features", axis=1)]
+    if model.projector is not None:
+        after = _project(graph, model.projector, after[0])
     if model.classifier is not None:
-        yield from model.classifier.parameters()
-        for layer in list(model.projector.layers)[: model.classify_from] if model.projector is not None else ():
-            yield from layer.parameters()
+        _dense(graph, model.classifier, after[model.classify_from], "logits")
+        graph.outputs["logits"] = ["N", model.classifier.out_features]
+    graph.outputs["features"] = ["N", model.spec.feature_width]
+    if model.projector is not None:
+        graph.outputs["projections"] = ["N", PROJECTION_WIDTH]
+    return graph
 
 
-def fold_batch_norms(model: SimCLR) -> SimCLR:
-    """A copy for inference on the CPU in float32: batch norms folded into what they follow (computed in float64), and
-    without projection layers that no output needs."""
-    inference = copy.deepcopy(model).to("cpu", torch.float32).eval().requires_grad_(False)
-    used = inference.classify_from if inference.classifier is not None else 0
-    if inference.projector is not None:
-        inference.projector.layers = inference.projector.layers[:used]
-    if not used:
-        inference.projector = None
-    for module in list(inference.modules()):
-        if isinstance(module, ConvNorm):
-            _fold(module.conv, module.norm)
-            module.norm = nn.Identity()  # type: ignore[assignment]
-        elif isinstance(module, ProjectionLayer):
-            _fold(module.dense, module.norm)
-            module.norm = nn.Identity()  # type: ignore[assignment]
-    left = [name for name, module in inference.named_modules() if isinstance(module, BatchNorm)]
-    assert not left, f"batch norms not folded: {left}"
-    return inference
+def _stem(graph: Graph, model: SimCLR, x: str, size: int) -> tuple[str, int]:
+    stem: Any = model.backbone.stem
+    for place, layer in enumerate(stem.layers):
+        x, size = _convolve(graph, layer, x, size, f"stem.{place}")
+        x = graph.add("Relu", [x], f"stem.{place}.relu")
+    if stem.pool:  # TensorFlow's SAME: an even size is padded at the bottom and right only
+        pads = [size % 2, size % 2, 1, 1]
+        x = graph.add("MaxPool", [x], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=pads)
+        size = -(-size // 2)
+    return x, size
 
 
-def _fold(layer: nn.Conv2d | nn.Linear, norm: BatchNorm) -> None:
-    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)  # (out,)
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift += norm.bias.double()
-    weight = layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
-    layer.bias = nn.Parameter(shift.float(), requires_grad=False)
+def _block(graph: Graph, block: Any, x: str, size: int, name: str) -> tuple[str, int]:
+    """A residual block or a bottleneck; the size of what comes out goes with it."""
+    skip = x
+    if isinstance(block.shortcut, ConvNorm):
+        skip, _ = _convolve(graph, block.shortcut, x, size, f"{name}.shortcut")
+    elif block.shortcut is not None:
+        pool, layer = block.shortcut
+        skip, pooled = _resnet_d_pool(graph, pool, x, size, layer.conv.in_channels, f"{name}.shortcut.pool")
+        skip, _ = _convolve(graph, layer, skip, pooled, f"{name}.shortcut")
+    x, size = _convolve(graph, block.conv1, x, size, f"{name}.conv1")
+    x = graph.add("Relu", [x], f"{name}.conv1.relu")
+    if isinstance(block.conv2, SelectiveKernel):
+        x, size = _selective_kernel(graph, block.conv2, x, size, f"{name}.sk")
+    else:
+        x, size = _convolve(graph, block.conv2, x, size, f"{name}.conv2")
+        if isinstance(block, Bottleneck):
+            x = graph.add("Relu", [x], f"{name}.conv2.relu")
+    if isinstance(block, Bottleneck):
+        x, size = _convolve(graph, block.conv3, x, size, f"{name}.conv3")
+    x = graph.add("Add", [x, skip], f"{name}.add")
+    return graph.add("Relu", [x], name), size
 
 
-def round_to_half(model: nn.Module) -> None:
-    """Round the weights (not the biases) of convolutions and dense layers to what float16 can hold, in place."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            rounded = module.weight.half().float()
-            if not torch.isfinite(rounded).all():
-                raise ValueError(
-                    f"{name} has weights up to {module.weight.abs().max():.3g}, beyond float16; use weights='fp32'."
-                )
-            module.weight = nn.Parameter(rounded, requires_grad=False)
+def _resnet_d_pool(graph: Graph, pool: ResNetDPool, x: str, size: int, channels: int, name: str) -> tuple[str, int]:
+    if pool.stride == 1:  # SAME, the padding not counted
+        pads, counted = [0, 0, 1, 1], 0
+    else:  # zeros at the bottom and right of odd sizes, counted
+        pads, counted = [0, 0, size % 2, size % 2], 1
+    stride = [pool.stride, pool.stride]
+    graph.channels[x] = channels
+    x = graph.add("AveragePool", [x], name, kernel_shape=[2, 2], strides=stride, pads=pads, count_include_pad=counted)
+    return x, -(-size // pool.stride)
 
 
-class _Named(nn.Module):
-    """The model with a plain tuple of outputs, in the order of ``_output_names``."""
-
-    def __init__(self, model: SimCLR) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features, logits = self.model(images)
-        return (features,) if logits is None else (logits, features)
-
-
-def _output_names(model: SimCLR) -> list[str]:
-    return ["features"] if model.classifier is None else ["logits", "features"]
-
-
-def _export(model: SimCLR) -> onnx.ModelProto:
-    example = torch.zeros(2, 3, model.image_size, model.image_size)
-    with _quiet():
-        program = torch.onnx.export(
-            _Named(model),
-            (example,),
-            dynamo=True,
-            external_data=False,
-            input_names=["images"],
-            output_names=_output_names(model),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            opset_version=OPSET,
-            verbose=False,
+def _selective_kernel(graph: Graph, kernel: SelectiveKernel, x: str, size: int, name: str) -> tuple[str, int]:
+    """Two streams, mixed by shares that a softmax over the two gives."""
+    layer, channels = kernel.streams.conv, kernel.streams.conv.out_channels // 2
+    streams, after = [], size
+    for number in (0, 1):
+        half = slice(number * channels, (number + 1) * channels)
+        stream, after = _convolution(
+            graph, layer, layer.weight[half], _given(layer.bias)[half], x, size, f"{name}.stream{number}"
         )
-    assert program is not None
-    proto: onnx.ModelProto = program.model_proto
-    found = {entry.domain: entry.version for entry in proto.opset_import}
-    if found != {"": OPSET}:  # torch writes another opset than asked for when a conversion fails
-        raise ValueError(f"torch {torch.__version__} wrote opsets {found}, not {OPSET}; try another torch.")
-    proto.producer_name = "simclrv2"
-    graph = proto.graph
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        del part.metadata_props[:]  # torch notes stack traces there: bulk, and paths of this machine
-        part.doc_string = ""
-    return proto
+        streams.append(graph.add("Relu", [stream], f"{name}.stream{number}.relu"))
+    means = [graph.add("GlobalAveragePool", [stream], f"{name}.mean{k}") for k, stream in enumerate(streams)]
+    x = graph.add("Add", means, f"{name}.mean")
+    x, _ = _convolve(graph, kernel.squeeze, x, 1, f"{name}.squeeze")
+    x = graph.add("Relu", [x], f"{name}.squeeze.relu")
+    scores = [
+        _convolution(graph, kernel.choose, half, None, x, 1, f"{name}.choose{k}")[0]
+        for k, half in enumerate(kernel.choose.weight.chunk(2))
+    ]
+    parts = []
+    for k, stream in enumerate(streams):  # a softmax over two is a sigmoid of the difference
+        score = graph.add("Sub", [scores[k], scores[1 - k]], f"{name}.score{k}")
+        share = graph.add("Sigmoid", [score], f"{name}.share{k}")
+        parts.append(graph.add("Mul", [stream, share], f"{name}.part{k}"))
+    return graph.add("Add", parts, f"{name}.mix"), after
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No chatter from torch's exporter: it warns, logs and prints about its own insides."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)
+def _project(graph: Graph, head: Any, features: str) -> list[str]:
+    """The features and, after them, the output of each projection layer; the last is called ``projections``."""
+    after = [features]
+    for number, layer in enumerate(head.layers):
+        name = f"projector.{number}"
+        if layer.last:
+            after.append(_dense(graph, layer.dense, after[-1], "projections"))
+        else:
+            after.append(graph.add("Relu", [_dense(graph, layer.dense, after[-1], name)], f"{name}.relu"))
+    return after
 
 
-def _store_half(proto: onnx.ModelProto) -> None:
-    """Weights (initializers with two or more axes) as float16, each behind a Cast to float32; no value changes."""
-    casts = []
-    for tensor in proto.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) < 2:
+def _convolve(graph: Graph, layer: ConvNorm, x: str, size: int, name: str) -> tuple[str, int]:
+    return _convolution(graph, layer.conv, layer.conv.weight, layer.conv.bias, x, size, name)
+
+
+def _convolution(
+    graph: Graph, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None, x: str, size: int, name: str
+) -> tuple[str, int]:
+    inputs = [x, graph.weight(f"{name}.weight", weight.numpy())]
+    if bias is not None:
+        inputs.append(graph.weight(f"{name}.bias", bias.numpy()))
+    kernel, stride = layer.kernel_size[0], layer.stride[0]
+    pads = [kernel // 2] * 4
+    if size > 1:
+        graph.convolutions.append(name)
+    graph.add("Conv", inputs, name, kernel_shape=[kernel, kernel], strides=[stride, stride], pads=pads)
+    return name, -(-size // stride)
+
+
+def _dense(graph: Graph, layer: nn.Linear, x: str, name: str) -> str:
+    inputs = [x, graph.weight(f"{name}.weight", layer.weight.numpy())]
+    inputs.append(graph.weight(f"{name}.bias", _given(layer.bias).numpy()))
+    return graph.add("Gemm", inputs, name, transB=1)
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "fold the batch norms first"
+    return tensor
+
+
+def halve(graph: Graph) -> Graph:
+    """The graph with weights of two or more axes stored as float16, each behind a Cast to float32.
+
+    The weights must have been rounded before (``export.fold.round_to_half``), so that no value changes.
+    """
+    halved = dataclasses.replace(graph, nodes=[], weights={})
+    for name, values in graph.weights.items():
+        if values.ndim < 2:
+            halved.weight(name, values)
             continue
-        values = onnx.numpy_helper.to_array(tensor)
         half = values.astype(np.float16)
-        assert np.array_equal(half.astype(np.float32), values), f"{tensor.name} was not rounded"
-        name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.fp16"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}.fp16"], [name], to=onnx.TensorProto.FLOAT))
-    nodes = casts + list(proto.graph.node)
-    del proto.graph.node[:]
-    proto.graph.node.extend(nodes)
-    stale = {f"{cast.output[0]}.fp16" for cast in casts} | {cast.output[0] for cast in casts}
-    kept = [value for value in proto.graph.value_info if value.name not in stale]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(kept)
+        assert np.array_equal(half.astype(np.float32), values), f"{name} was not rounded"
+        halved.add("Cast", [halved.weight(f"{name}.fp16", half)], name, to=TensorProto.FLOAT)
+    halved.nodes += graph.nodes
+    return halved
 
 
-def metadata(model: SimCLR, weights: Weights) -> dict[str, str]:
-    """What the file says of itself, all strings."""
-    return {
-        "format": FORMAT,
-        "architecture": model.spec.name,
-        "spec": json.dumps(dataclasses.asdict(model.spec)),
-        "image_size": str(model.image_size),
-        "preprocessing": PREPROCESSING,
-        "labels": json.dumps(list(model.classes), ensure_ascii=False),
-        "classify_from": str(model.classify_from),
-        "weights": weights,
-        "weights_sha256": weights_sha256(model),
-        "facts": json.dumps(model.facts, ensure_ascii=False, sort_keys=True),
-        "licence": str(model.facts.get("licence", "unknown")),
-    }
+# ---- into a file -----------------------------------------------------------------------------------------------------
 
 
-def textures(count: int, size: int, *, seed: int = 0) -> np.ndarray:
-    """Generated images, float32 (count, 3, size, size) in [0, 1]: waves of every scale in colours, with some noise."""
-    generator = np.random.default_rng(seed)
-    grid = np.linspace(0, 1, size, dtype=np.float32)
-    y, x = grid[:, None], grid[None, :]
-    images = np.empty((count, 3, size, size), np.float32)
-    for image in images:
-        image[:] = 0.5 + 0.05 * generator.standard_normal((3, size, size))
-        for _ in range(6):
-            across, down = generator.normal(0, 2.0 ** generator.integers(1, 6), 2)
-            wave = np.sin(2 * np.pi * (across * x + down * y) + generator.uniform(0, 7))
-            image += generator.uniform(-0.2, 0.2, (3, 1, 1)) * wave
-    return images.clip(0, 1)
+def to_proto(
+    graph: Graph, *, opset: int, metadata: Mapping[str, str], outside: str | None = None
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """The graph as ONNX, and which weights are outside of it, and where there.
 
-
-def check_parity(model: SimCLR, path: Path) -> None:
-    """Raise ParityError, with the figures, if onnxruntime and torch differ on batches of 1, 2 and 7."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    for count in BATCHES:
-        images = textures(count, model.image_size, seed=count)
-        with torch.inference_mode():
-            wanted = _Named(model)(torch.from_numpy(images))
-        found = session.run(_output_names(model), {"images": images})
-        for name, expected, actual in zip(_output_names(model), wanted, found, strict=True):
-            reference = expected.numpy()
-            if actual.shape != reference.shape:
-                raise ParityError(f"{name} has shape {actual.shape}, torch's {reference.shape}, at batch {count}.")
-            difference = float(np.abs(actual.astype(np.float64) - reference).max())
-            largest = float(np.abs(reference).max())
-            if not difference <= TOLERANCE * largest:  # NaN fails too
-                _refuse(name, count, difference, largest)
-
-
-def _refuse(name: str, count: int, difference: float, largest: float) -> NoReturn:
-    raise ParityError(
-        f"onnxruntime's {name} differ from torch's by {difference:.3g} at batch {count} (largest {largest:.3g}, "
-        f"allowed {TOLERANCE:g} of it). Nothing was written."
+    With ``outside``, the name of a file, weights of a kilobyte and more are named there as ``weights_outside`` lays
+    them out, and are not in the model; else none is outside.
+    """
+    places = _places(graph) if outside else {}
+    tensors = [
+        _named(name, values, outside or "", places[name]) if name in places else numpy_helper.from_array(values, name)
+        for name, values in graph.weights.items()
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in graph.outputs.items()]
+    imports = [helper.make_opsetid("", opset)]
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "simclrv2", [graph.input], outputs, tensors),
+        opset_imports=imports,
+        ir_version=helper.find_min_ir_version_for(imports),
+        producer_name="simclrv2",
     )
+    helper.set_model_props(proto, dict(metadata))
+    return proto, places
+
+
+def _named(name: str, values: np.ndarray, outside: str, at: int) -> TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    tensor = TensorProto(name=name, dims=values.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", outside), ("offset", at), ("length", values.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+_SMALL = 1024  # bytes of a weight that stays in the model
+_ALIGNED = 4096  # weights outside begin at multiples of this, as runtimes that map the file like it
+
+
+def _places(graph: Graph) -> dict[str, int]:
+    """Where in the file outside each weight begins."""
+    places, at = {}, 0
+    for name, values in graph.weights.items():
+        if values.nbytes >= _SMALL:
+            places[name] = at
+            at += -(-values.nbytes // _ALIGNED) * _ALIGNED
+    return places
+
+
+def weights_outside(graph: Graph) -> Iterator[bytes]:
+    """The file of the weights outside a model, as ``to_proto`` names them, in parts."""
+    end = 0
+    for name, at in _places(graph).items():
+        yield bytes(at - end)
+        yield graph.weights[name].tobytes()
+        end = at + graph.weights[name].nbytes

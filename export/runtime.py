@@ -15,8 +15,8 @@ from export.selftest import self_test_images as self_test_images
 from export.wire import Contents, read_external, refuse_unsafe, shown
 from zoo.transforms import CROP_FRACTION, ImageLike, preprocess
 
-FORMAT = "simclrv2-1"  # metadata `format` of the files of version 0.2 and before: float input, no self-test
-FORMAT_2 = "simclrv2-2"
+FORMAT = "simclrv2-2"  # metadata `format` of what is written
+FIRST_FORMAT = "simclrv2-1"  # of the files of version 0.2 and before: float input, no self-test
 CHUNK = 32  # images a run: bounds the memory of long lists
 LARGEST_IMAGE = 4096  # pixels; beyond that a file is a mistake or an attack
 _MOST_BYTES = 2**31  # of one protobuf file
@@ -139,10 +139,10 @@ class OnnxModel:
     def _read_metadata(self, contents: Contents) -> None:
         meta = contents.metadata
         told = meta.get("format")
-        if told not in (FORMAT, FORMAT_2):
+        if told not in (FIRST_FORMAT, FORMAT):
             raise ValueError(
                 f"{self.path}: not a model of this project (metadata 'format' is "
-                f"{told if told is None else repr(shown(told))}, not {FORMAT!r} or {FORMAT_2!r}); write one with "
+                f"{told if told is None else repr(shown(told))}, not {FIRST_FORMAT!r} or {FORMAT!r}); write one with "
                 "`simclr export`, or update simclrv2 if it is a newer one's."
             )
         try:
@@ -152,12 +152,12 @@ class OnnxModel:
             self.labels: tuple[str, ...] = _labels(meta["labels"])
             self.facts: dict[str, Any] = _object(meta["facts"])
             self.weights = _one_of(
-                meta["weights"] if told == FORMAT_2 else meta.get("weights", "fp32"), tuple(selftest.TOLERANCE)
+                meta["weights"] if told == FORMAT else meta.get("weights", "fp32"), tuple(selftest.TOLERANCE)
             )
-            self.image_input = _one_of(meta["image_input"] if told == FORMAT_2 else "float", ("float", "uint8"))
+            self.image_input = _one_of(meta["image_input"] if told == FORMAT else "float", ("float", "uint8"))
             self.accuracy: dict[str, Any] = {"source": self.facts.get("accuracy") or {}, "measured": {}}
             self._crop: float | None = CROP_FRACTION
-            if told == FORMAT_2:
+            if told == FORMAT:
                 self.accuracy |= _object(meta["accuracy"])
                 self._crop = _crop(meta["preprocess"], self.image_size)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -190,7 +190,7 @@ class OnnxModel:
 
     def _replay(self, meta: dict[str, str]) -> None:
         """Refuse a machine that answers differently from the one that wrote the file."""
-        if meta["format"] == FORMAT:  # has none
+        if meta["format"] == FIRST_FORMAT:  # has none
             return
         try:
             expected = selftest.expected_outputs(meta.get("self_test", ""), self._widths)

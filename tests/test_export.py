@@ -1,9 +1,12 @@
 """Models out of torch: the same answers in onnxruntime, the same rounded weights, one small file, honest metadata."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,7 +15,7 @@ import torch
 
 import export
 import zoo
-from export import graph
+from export import checks, fold, graph, samples, session, write
 from zoo.model_file import weights_sha256
 
 LABELS = ("tench", "church", "golf ball")
@@ -99,7 +102,7 @@ def test_metadata_and_a_single_clean_file(student: Path, projected: Path) -> Non
     meta = {entry.key: entry.value for entry in proto.metadata_props}
     model = tiny_model()
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 20)]
-    assert meta["format"] == "simclrv2-1"
+    assert meta["format"] == "simclrv2-2"
     assert meta["architecture"] == "r18_0.0625x"
     assert zoo.Spec(**json.loads(meta["spec"])) == model.spec
     assert (meta["image_size"], meta["classify_from"], meta["licence"]) == ("48", "0", "Apache-2.0")
@@ -109,10 +112,13 @@ def test_metadata_and_a_single_clean_file(student: Path, projected: Path) -> Non
     assert meta["weights_sha256"] == weights_sha256(model)
     assert weights_sha256(randomise(model, seed=1)) != meta["weights_sha256"]
     content = student.read_bytes()
-    assert b"site-packages" not in content  # torch notes where the code lay
-    assert not any("projector" in tensor.name for tensor in proto.graph.initializer)
-    layers = {name for tensor in onnx.load(projected).graph.initializer if "projector" in (name := tensor.name)}
-    assert {name.split("layers.")[1][0] for name in layers} == {"0"}
+    assert str(Path.home()).encode() not in content  # nothing of the machine that wrote it
+    assert [output.name for output in onnx.load(projected).graph.output] == ["logits", "features", "projections"]
+    assert meta["image_input"] == "float"
+    assert json.loads(meta["preprocess"]) == {
+        "crop": 0.875, "resize": "tf1-bicubic", "channels": "RGB", "range": [0, 1],
+    }  # fmt: skip
+    assert json.loads(meta["external_data"]) == {}
     assert sorted(path.name for path in projected.parent.iterdir()) == ["projected.onnx"]
 
 
@@ -128,30 +134,158 @@ def test_without_classifier_it_embeds_only(tmp_path: Path) -> None:
         student.classify(images)
 
 
-def test_what_differs_is_not_written(
-    projected: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    graph.check_parity(graph.fold_batch_norms(tiny_model(classify_from=1)), projected)
-    wrong = tiny_model(classify_from=1)
+def test_what_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong = tiny_model(classify_from=1), tiny_model(classify_from=1)
     with torch.no_grad():
         wrong.classifier.bias[0] += 0.1
+    pictures = samples.textures(32, 48)
+    running = session.open_graph(graph.build(fold.fold_batch_norms(right)), opset=20)
+    checks.check_parity(checks.torch_outputs(right, pictures, "float"), running, pictures, "float")
     with pytest.raises(export.ParityError, match=r"logits differ from torch's by 0\.1 at batch 1"):
-        graph.check_parity(graph.fold_batch_norms(wrong), projected)
-    exported = onnx.load(projected)
-    del exported.metadata_props[:]
-    monkeypatch.setattr(graph, "_export", lambda model: exported)
+        checks.check_parity(checks.torch_outputs(wrong, pictures, "float"), running, pictures, "float")
+    monkeypatch.setattr(write, "fold_batch_norms", lambda model: fold.fold_batch_norms(right))
     with pytest.raises(export.ParityError, match="Nothing was written"):
         export.to_onnx(wrong, tmp_path / "wrong.onnx")
     assert not list(tmp_path.iterdir())
 
 
+class Pretended:
+    """A session that answers as it is told to."""
+
+    def __init__(self, answer: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.answer = answer
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="logits")]
+
+    def run(self, names: list[str], fed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [self.answer(fed["images"])]
+
+
+def test_what_depends_on_the_batch_is_refused() -> None:
+    pictures = np.random.default_rng(0).random((32, 3, 4, 4), dtype=np.float32)
+
+    def honest(images: np.ndarray) -> np.ndarray:
+        return images.mean((2, 3))
+
+    checks.check_places(Pretended(honest), pictures, "float")
+    for cheat, said in (
+        (lambda images: honest(images) + 1e-3 * np.arange(len(images))[:, None], "place in the batch"),
+        (lambda images: honest(images) + 1e-3 * len(images), "of an image alone differ"),
+        (lambda images: honest(images) - honest(images).mean(0), "of an image alone differ"),
+        (lambda images: honest(images) * np.nan, "place in the batch"),
+    ):
+        with pytest.raises(export.ParityError, match=said):
+            checks.check_places(Pretended(cheat), pictures, "float")
+
+
+def test_another_class_is_refused_only_where_the_first_two_are_apart() -> None:
+    pictures = np.zeros((32, 3, 4, 4), np.float32)
+
+    def wanted(gap: float) -> list[dict[str, np.ndarray]]:
+        return [{"logits": np.tile(np.float32([10, 10 - gap, 0]), (count, 1))} for count in checks.BATCHES]
+
+    turned = Pretended(lambda images: np.tile(np.float32([10, 10.0005, 0]), (len(images), 1)))
+    checks.check_parity(wanted(0.0001), turned, pictures, "float")  # 0.001 is the tolerance, and torch is undecided
+    close = Pretended(lambda images: np.tile(np.float32([9.9993, 9.9995, 0]), (len(images), 1)))
+    with pytest.raises(export.ParityError, match="another class for 1 of 1 images"):
+        checks.check_parity(wanted(0.0012), close, pictures, "float")
+
+
+@pytest.mark.parametrize("weights", ["fp32", "fp16"])
+def test_uint8_images_are_the_rounded_ones(tmp_path: Path, weights: str) -> None:
+    path = export.to_onnx(tiny_model(), tmp_path / "a.onnx", image_input="uint8", weights=weights)
+    proto = onnx.load(path)
+    (images,) = proto.graph.input
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [side.dim_value for side in images.type.tensor_type.shape.dim][1:] == [48, 48, 3]
+    takes_float = export.OnnxModel(export.to_onnx(tiny_model(), tmp_path / "b.onnx", weights=weights))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), dtype=np.uint8)
+    wanted = takes_float(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32) / np.float32(255))
+    for found, reference in zip(export.OnnxModel(path)(pixels)[:2], wanted[:2], strict=True):
+        assert np.abs(found - reference).max() <= 1e-5 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("classify_from", [0, 1, 3])
+def test_projections_travel_where_a_projector_is_kept(tmp_path: Path, classify_from: int) -> None:
+    model = tiny_model(classify_from=classify_from)
+    student = export.OnnxModel(export.to_onnx(model, tmp_path / "a.onnx"))
+    images = np.random.default_rng(0).random((3, 3, 48, 48), dtype=np.float32)
+    with torch.inference_mode():
+        wanted = model.projector(model(torch.from_numpy(images)).features).numpy()
+    assert student.projection_width == 128
+    assert np.abs(student(images).projections - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 20, 21])
+def test_the_opset_asked_for_is_written(tmp_path: Path, opset: int) -> None:
+    path = export.to_onnx(tiny_model(image_size=33), tmp_path / "a.onnx", opset=opset)
+    proto = onnx.load(path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
+
+
+def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = export.OnnxModel(export.to_onnx(tiny_model(), tmp_path / "one" / "a.onnx"))
+    monkeypatch.setattr(write, "MOST_BYTES", 10_000)
+    folder = tmp_path / "two"
+    model = export.OnnxModel(export.to_onnx(tiny_model(), folder / "a.onnx"))
+    images = np.random.default_rng(0).random((2, 3, 48, 48), dtype=np.float32)
+    np.testing.assert_array_equal(model(images).logits, wanted(images).logits)
+    (beside,) = folder.glob("*.data")
+    content = beside.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert beside.name == f"a.onnx.{sha256[:12]}.data"
+    meta = {entry.key: entry.value for entry in onnx.load(folder / "a.onnx", load_external_data=False).metadata_props}
+    assert json.loads(meta["external_data"]) == {"file": beside.name, "sha256": sha256, "bytes": len(content)}
+    assert (folder / "a.onnx").stat().st_size < len(content) / 4
+    onnx.checker.check_model(str(folder / "a.onnx"), full_check=True)
+    foreign = folder / "a.onnx.notes.data"
+    foreign.write_text("not ours")
+    export.to_onnx(randomise(tiny_model(), seed=1), folder / "a.onnx")  # the older weights go, once the new are there
+    assert len(list(folder.glob("a.onnx.*.data"))) == 2
+    assert foreign.exists()
+    assert not beside.exists()
+    export.OnnxModel(folder / "a.onnx")
+    monkeypatch.setattr(write, "OnnxModel", lambda path: 1 / 0)
+    before = sorted(folder.iterdir())
+    with pytest.raises(ZeroDivisionError):
+        export.to_onnx(randomise(tiny_model(), seed=2), folder / "a.onnx")
+    assert sorted(folder.iterdir()) == before
+    export.OnnxModel(folder / "a.onnx")
+
+
+def test_accuracy_is_measured_and_told(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((40, 3, 48, 48), dtype=np.float32)
+    with torch.inference_mode():
+        answers = tiny_model()(torch.from_numpy(images)).logits.argmax(1).numpy()
+    labels = np.where(np.arange(40) < 10, (answers + 1) % 3, answers)  # a quarter wrong
+    path = export.to_onnx(tiny_model(), tmp_path / "a.onnx", images=images, labels=labels)
+    assert export.OnnxModel(path).accuracy == {
+        "source": {"top1": 0.875, "images": 16},
+        "measured": {"top1": 0.75, "images": 40},
+    }
+
+
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Unknown weights 'int4'"):
-        export.to_onnx(tiny_model(), tmp_path / "a.onnx", weights="int4")
-    with torch.device("meta"):
-        huge = zoo.SimCLR(zoo.spec("r152_3x_sk"), num_classes=10)
-    with pytest.raises(ValueError, match=r"r152_3x_sk needs 3\.2 GB; a single ONNX file holds at most"):
-        export.to_onnx(huge, tmp_path / "a.onnx")
+    some = np.zeros((3, 3, 48, 48), np.float32)
+    for given, said in (
+        ({"weights": "int4"}, "Unknown weights 'int4'. Choose from: fp32, fp16, int8."),
+        ({"image_input": "nhwc"}, "Unknown image_input 'nhwc'. Choose from: float, uint8."),
+        ({"opset": 12}, r"opset=12: choose from 13 to \d+; 20 is the default."),
+        ({"weights": "int8"}, "weights='int8' needs calibration, a folder of a few hundred"),
+        ({"calibration": some}, "calibration is for weights='int8', not 'fp32'"),
+        ({"images": some, "labels": [0, 1]}, "2 labels for 3 images; give one for each."),
+        ({"labels": [0, 1]}, "2 labels for 0 images"),
+        ({"images": some, "labels": [0, 1, 3]}, "class numbers from 0 to 2, not 0 to 3"),
+        ({"images": some, "labels": ["a", "b", "c"]}, "class numbers from 0 to 2, not 'a' to 'c'"),
+        ({"images": some[:, :, :40]}, r"images: an array .* is float32 \(N, 3, 48, 48\), not \(3, 3, 40, 48\)"),
+        ({"images": []}, "images: no pictures given."),
+        ({"images": tmp_path / "none"}, "images='.*none': no such folder of pictures."),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            export.to_onnx(tiny_model(), tmp_path / "a.onnx", **given)
+        assert "\n" not in str(caught.value)
     large = tiny_model()
     with torch.no_grad():
         large.classifier.weight[0, 0] = 1e6
@@ -161,13 +295,15 @@ def test_refusals(tmp_path: Path) -> None:
     named.classes = ("one",)
     with pytest.raises(ValueError, match="1 class names for 3 classes"):
         export.to_onnx(named, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="without a leading dot or a colon"):
+        export.to_onnx(tiny_model(), tmp_path / ".onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_model(classify_from=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    graph.round_to_half(graph.fold_batch_norms(model.train()))
+    fold.round_to_half(fold.fold_batch_norms(model.train()))
     assert model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
