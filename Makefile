@@ -35,7 +35,7 @@ bench: $(VENV)/.bench
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz_checkpoint.py --mutants 200000
 
-# needs Debian's chromium (apt-get install chromium fonts-dejavu-core)
+# needs Debian's chromium (apt-get install chromium fonts-dejavu-core) and node's npm
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser
 
