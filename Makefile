@@ -31,6 +31,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/student.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/inference.py
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz_checkpoint.py --mutants 200000
