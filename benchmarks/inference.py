@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -273,11 +274,15 @@ def contenders(
     integers: Path | None = folder / f"{name}.int8.onnx"
     if any(numbers == "int8" for _, numbers in ways):
         assert integers is not None
-        if not integers.exists():
-            integers = int8_file(model, floats, integers)
-        if integers is None:
-            say(f"{name}: this export writes no int8 files; those rows are left out.")
-        else:
+        try:
+            if not integers.exists():
+                integers = int8_file(model, floats, integers)
+            if integers is None:
+                say(f"{name}: this export writes no int8 files; those rows are left out.")
+        except ValueError as error:
+            say(f"{name}: no int8 file, its rows are left out. {error}")
+            integers = None
+        if integers is not None:
             say("{}: {} of {} convolutions in integers.".format(integers.name, *integer_convolutions(integers)))
     default = openvino_default()
     for runtime, numbers in ways:
@@ -573,19 +578,25 @@ def measure_all(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=[*OURS, *TIMM], default=[*OURS, *TIMM])
+    parser.add_argument("--models", nargs="+", choices=[*OURS, *TIMM])
     parser.add_argument(
         "--contenders", nargs="+", metavar="NAME", help="beginnings of: " + ", ".join(map(" ".join, WAYS))
     )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--rounds", type=int, default=3, help="of batch 32; small batches get up to five times as many")
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument(
+        "--rounds", type=int, help="of batch 32 (3 of them); small batches get up to five times as many"
+    )
     parser.add_argument("--files", type=Path, help="keep the ONNX files in this folder, and take those there")
     parser.add_argument("--out", type=Path, help="write the tables to this Markdown file too, after each cell")
-    parser.add_argument("--quick", action="store_true", help="a dry run: r18_1x and resnet18, batch 1, one round")
+    parser.add_argument("--quick", action="store_true", help="a dry run: r18_1x and resnet18, batch 1, few rounds")
     options = parser.parse_args()
+    models, batches, rounds = [*OURS, *TIMM], [1, 8, 32], 3
     if options.quick:
-        options.models, options.batches, options.rounds = ["r18_1x", "resnet18"], [1], 1
+        models, batches, rounds = ["r18_1x", "resnet18"], [1], 1
+    options.models = options.models or models
+    options.batches = options.batches or batches
+    options.rounds = options.rounds or rounds
     try:
         ways = chosen_ways(options.contenders)
     except ValueError as error:
@@ -604,7 +615,7 @@ def main() -> None:
 
     def save() -> None:
         if options.out:
-            command = " ".join(["python", "benchmarks/inference.py", *sys.argv[1:]])
+            command = shlex.join(["python", "benchmarks/inference.py", *sys.argv[1:]])
             text = (
                 f"# Inference on {len(os.sched_getaffinity(0))} cores, {time.strftime('%Y-%m-%d')}\n\n`{command}`\n\n"
             )
