@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 PATH = click.Path(path_type=Path)
-_EXPORT_NEEDS = ("onnx", "onnxscript", "onnxruntime")
+_EXPORT_NEEDS = ("onnx", "onnxruntime")
 
 
 @click.command()

@@ -327,23 +327,18 @@ def test_interruption_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert (code, out, err.strip()) == (130, "", "Stopped.")
 
 
-def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from test_export import tiny_model
 
-    from export import graph
-
     zoo.save_file(tiny_model(), tmp_path / "a.safetensors")
-    calls = []
-
-    def written(model: zoo.SimCLR, path: Path, *, weights: str) -> Path:
-        calls.append((model.classes, weights))
-        path.write_bytes(bytes(1_000_000))
-        return path
-
-    monkeypatch.setattr(graph, "to_onnx", written)
     out = tmp_path / "a.onnx"
-    assert run("export", tmp_path / "a.safetensors", out, "--weights", "fp16", capsys=capsys)[:2] == (
-        0,
-        f"{out}: 1.0 MB\n",
-    )
-    assert calls == [(LABELS, "fp16")]
+    code, told, _ = run("export", tmp_path / "a.safetensors", out, "--weights", "fp16", "--opset", 17, capsys=capsys)
+    assert code == 0
+    assert told == f"# a.onnx\n\n{out.stat().st_size / 1e6:.1f} MB.\n"
+    student = export.OnnxModel(out)
+    assert (student.labels, student.weights, student.image_input) == (LABELS, "fp16", "float")
+    code, _, error = run("export", tmp_path / "none.safetensors", out, capsys=capsys)
+    assert (code, len(error.strip().splitlines())) == (2, 1)
+    code, _, error = run("export", "r18_9x", out, capsys=capsys)
+    assert code == 2
+    assert "Unknown model 'r18_9x'" in error

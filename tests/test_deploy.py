@@ -21,10 +21,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
 from PIL import Image
 from test_browser import browser as browser
 from test_docs import ROOT, blocks
@@ -52,46 +50,7 @@ def self_test_pixels(count: int, size: int) -> np.ndarray:
 
 
 def uint8_student(model: zoo.SimCLR, path: Path) -> Path:
-    """What ``export.to_onnx(model, path, image_input="uint8")`` writes: this is to become that one line."""
-    return with_uint8_input(export.to_onnx(model, path), path)
-
-
-def with_uint8_input(source: Path, path: Path, *, weights: str = "") -> Path:
-    """A file with float input as one with uint8 input (N, S, S, 3), a self-test and the metadata of simclrv2-2."""
-    proto = onnx.load(source)
-    meta = {entry.key: entry.value for entry in proto.metadata_props}
-    size = int(meta["image_size"])
-    for node in proto.graph.node:
-        node.input[:] = ["scaled" if name == "images" else name for name in node.input]
-    ahead = [
-        helper.make_node("Transpose", ["images"], ["channels_first"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["channels_first"], ["as_float"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["as_float", "most"], ["scaled"]),
-    ]
-    nodes = [*ahead, *proto.graph.node]
-    del proto.graph.node[:], proto.graph.input[:]
-    proto.graph.node.extend(nodes)
-    proto.graph.input.append(helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", size, size, 3]))
-    proto.graph.initializer.append(helper.make_tensor("most", TensorProto.FLOAT, [], [255.0]))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    answers = session.run(names, {"images": self_test_pixels(2, size)})
-    outputs = {
-        name: base64.b64encode(a.astype("<f4").tobytes()).decode() for name, a in zip(names, answers, strict=True)
-    }
-    how = {"crop": 0.875, "resize": "tf1-bicubic"} if size > 32 else {"crop": None, "resize": None}
-    meta |= {
-        "format": "simclrv2-2",
-        "weights": weights or meta["weights"],
-        "preprocess": json.dumps(how | {"channels": "RGB", "range": [0, 1]}),
-        "image_input": "uint8",
-        "accuracy": "{}",
-        "external_data": "{}",
-        "self_test": json.dumps({"pattern": "simclrv2-waves-1", "images": 2, "outputs": outputs}),
-    }
-    helper.set_model_props(proto, meta)
-    onnx.save(proto, path)
-    return path
+    return export.to_onnx(model, path, image_input="uint8")
 
 
 @pytest.fixture
@@ -147,7 +106,7 @@ KEEP = "\nnp.save('found.npy', probabilities)"
 
 
 def test_with_our_runtime(model: zoo.SimCLR, photos: Path) -> None:
-    export.to_onnx(model, "student.onnx")
+    uint8_student(model, Path("student.onnx"))
     blocked = not_needed()
     assert {"torch", "torchvision", "onnx", "gradio", "click", "safetensors"} <= set(blocked)
     shown = run_alone(WITH_US + "\nimport numpy as np" + KEEP, blocked, photos)
@@ -214,20 +173,12 @@ def shell_lines() -> list[str]:
     return [line for line in lines if line.startswith(("simclr export", "simclr classify"))]
 
 
-def is_there(line: str, capsys: pytest.CaptureFixture[str]) -> bool:
-    """Whether this version's command has the options of a line."""
-    words = shlex.split(line, comments=True)
-    with pytest.raises(SystemExit):
-        simclr_main([words[1], "--help"])
-    shown = capsys.readouterr().out
-    return all(word in shown for word in words if word.startswith("--"))
-
-
 def test_commands_run(model: zoo.SimCLR, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Line by line, in the order of the page: later ones use what earlier ones wrote."""
     zoo.save_file(model, photos / "runs" / "student" / "model.safetensors")
-    lines = [line for line in shell_lines() if is_there(line, capsys)]
+    lines = shell_lines()
     assert len([line for line in lines if "classify" in line]) >= 2
+    assert len([line for line in lines if "export" in line]) >= 2
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         target = words[words.index(">") + 1] if ">" in words else None

@@ -12,7 +12,6 @@ _OPTIONAL = (
     "safetensors",
     "google_crc32c",
     "onnx",
-    "onnxscript",
     "matplotlib",
 )  # not needed to serve
 
