@@ -57,6 +57,25 @@ def test_batch_norm_keeps_the_biased_variance() -> None:
     assert BatchNorm(3, shift=False).bias is None
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
+@pytest.mark.parametrize("shift", [True, False])
+def test_batch_norm_of_a_single_value_is_its_bias(shape: tuple[int, ...], shift: bool) -> None:
+    x = torch.tensor([2.0, -1.0, 5.0]).reshape(shape).requires_grad_()
+    norm = BatchNorm(3, shift=shift)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.tensor([0.5, -2.0, 3.0]))
+    out = norm(x)
+    assert out.shape == shape
+    assert out.flatten().tolist() == ([0.5, -2.0, 3.0] if shift else [0.0, 0.0, 0.0])
+    out.sum().backward()
+    assert x.grad.flatten().tolist() == norm.weight.grad.tolist() == [0.0, 0.0, 0.0]
+    torch.testing.assert_close(norm.running_mean, torch.tensor([0.2, -0.1, 0.5]))
+    torch.testing.assert_close(norm.running_var, torch.full((3,), 0.9))
+    if shift:
+        assert norm.bias.grad.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_selective_kernel_written_out() -> None:
     torch.manual_seed(0)
     unit = SelectiveKernel(4, 8, 2).eval().double()

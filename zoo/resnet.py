@@ -21,10 +21,17 @@ Normalise = Callable[[Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tenso
 
 
 def normalise_batch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, C, ...) normalised by the statistics of the batch itself; with them: its mean and biased variance, (C,)."""
+    """(B, C, ...) normalised by the statistics of the batch itself; with them: its mean and biased variance, (C,).
+
+    A single value a channel is its own mean, which leaves the bias, as in TensorFlow; torch's function refuses it.
+    """
     mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
-    out = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)
     count = x.numel() // x.shape[1]
+    if count == 1:
+        alone = x.reshape(-1)
+        out = (alone - alone) * weight + (0 if bias is None else bias)
+        return out.to(x.dtype).reshape(x.shape), alone.detach().to(weight.dtype), variance
+    out = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)
     return out, mean, variance * ((count - 1) / count)
 
 
