@@ -16,7 +16,7 @@ from app.index import FileState, GalleryIndex, Record, open_index
 from app.pictures import drawn_folder
 from export.runtime import CHUNK, OnnxModel
 from zoo.files import cache_dir
-from zoo.transforms import preprocess, read_image
+from zoo.transforms import read_image
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 THUMBNAIL = 160  # pixels, the longer side
@@ -118,7 +118,7 @@ def _embed_some(
 ) -> int:
     seen: dict[str, _Seen] = {}
     states: dict[str, FileState] = {}
-    looked = pool.map(lambda name: _look(folder / name, model.image_size), names)
+    looked = pool.map(lambda name: _look(folder / name, model), names)
     for name, outcome in zip(names, looked, strict=True):
         label = Path(name).parent.name
         if isinstance(outcome, str):
@@ -139,13 +139,13 @@ def _embed_some(
     return added
 
 
-def _look(path: Path, size: int) -> _Seen | str:
+def _look(path: Path, model: OnnxModel) -> _Seen | str:
     """A picture, or in one line why it cannot be used."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         pixels = read_image(path)
-        return _Seen(digest, thumbnail(pixels), preprocess(pixels, size))
+        return _Seen(digest, thumbnail(pixels), model.prepare(pixels))
     except (ValueError, OSError, MemoryError) as error:
         return " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
 

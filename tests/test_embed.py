@@ -70,7 +70,7 @@ def test_torch_and_onnx_agree_with_evaluation(
     paths, features, told = embedding.read_embeddings("embeddings")
     assert paths == embedding.find_files(["images"])
     wanted = evaluate.embed(reference, data.from_folder("images"))[0].numpy()
-    # the bundled ONNX file was rounded to float16 after batch norm was folded in, the safetensors file before
+    # the bundled ONNX file was rounded to float16 once more, after batch norm was folded in
     assert relative_error(features, wanted) < (2e-3 if model == str(STUDENT) else 1e-6)
     if model == str(STUDENT):
         np.testing.assert_allclose(features, OnnxModel(STUDENT).embed(paths), rtol=1e-4, atol=1e-5)

@@ -59,6 +59,7 @@ class Embedder:
     """A model that embeds: ``features`` takes float32 (B, 3, S, S) in [0, 1] and gives float32 (B, D).
 
     ``fingerprint`` is the SHA-256 of an ONNX file, or of a torch model's tensors (``zoo.model_file.weights_sha256``).
+    ``prepare`` makes a picture float32 (3, S, S): ``zoo.preprocess`` unless the model has its own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Embedder:
     image_size: int
     dimension: int
     features: Callable[[np.ndarray], np.ndarray]
+    prepare: Callable[[Path], np.ndarray] | None = None
 
 
 def open_model(model: str, *, device: str = "auto") -> Embedder:
@@ -107,7 +109,12 @@ def _onnx(model: str, device: str) -> Embedder:
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     network = OnnxModel(model, threads=max(1, (os.cpu_count() or 1) // sharing) if sharing > 1 else None)
     return Embedder(
-        Path(model).name, network.fingerprint, network.image_size, network.feature_width, lambda b: network(b).features
+        name=Path(model).name,
+        fingerprint=network.fingerprint,
+        image_size=network.image_size,
+        dimension=network.feature_width,
+        features=lambda batch: network(batch).features,
+        prepare=network.prepare,
     )
 
 
@@ -130,7 +137,7 @@ def embed_files(
     Pictures are read and preprocessed by threads while the model computes. ``bar`` is a tqdm bar to move on.
     """
     features, places, problems, place = [np.empty((0, model.dimension), np.float32)], [], {}, 0
-    for group in _read_ahead(files, model.image_size, batch):
+    for group in _read_ahead(files, model, batch):
         images = []
         for outcome in group:
             if isinstance(outcome, str):
@@ -148,13 +155,13 @@ def embed_files(
     return Vectors(np.concatenate(features), np.array(places, dtype=np.int64), problems)
 
 
-def _read_ahead(files: Sequence[Path], size: int, batch: int) -> Iterator[list[np.ndarray | str]]:
+def _read_ahead(files: Sequence[Path], model: Embedder, batch: int) -> Iterator[list[np.ndarray | str]]:
     """Batches of what ``_read`` makes of the files; the next batch is read while one is worked on."""
     waiting: deque[list[Future[np.ndarray | str]]] = deque()
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         for start in range(0, len(files), batch):
-            waiting.append([pool.submit(_read, file, size) for file in files[start : start + batch]])
+            waiting.append([pool.submit(_read, file, model) for file in files[start : start + batch]])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
@@ -163,14 +170,14 @@ def _read_ahead(files: Sequence[Path], size: int, batch: int) -> Iterator[list[n
         pool.shutdown(cancel_futures=True)
 
 
-def _read(path: Path, size: int) -> np.ndarray | str:
+def _read(path: Path, model: Embedder) -> np.ndarray | str:
     """A picture as the model takes it, or in one line why it cannot be used."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
         return "its name is not valid UTF-8; rename it"
     try:
-        return preprocess(path, size)
+        return model.prepare(path) if model.prepare else preprocess(path, model.image_size)
     except (ValueError, OSError, MemoryError) as error:
         return " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
 
