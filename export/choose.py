@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 from tqdm import tqdm
 
+from export.checks import ParityError
 from export.graph import Graph, ImageInput, halve
 from export.quantize import Ranges, calibrate, quantise
 from export.samples import Samples, as_input
@@ -28,12 +29,13 @@ class Layer(NamedTuple):
 
 class Judgement(NamedTuple):
     """Integers against float on the judged images: how many there were, the share with the same answer, top-1 of both
-    where there were labels."""
+    where there were labels, and the mean cosine of the features."""
 
     images: int
     agreement: float
     float_top1: float | None
     top1: float | None
+    cosine: float
 
     @property
     def good(self) -> bool:
@@ -62,26 +64,36 @@ def choose(
 ) -> Chosen:
     """A graph in integers that answers as ``graph`` does: 97.5 % of the ``judged`` pictures get the same class, and
     with ``labels`` (N,) the top-1 accuracy is at most 0.5 points lower. Of the layers that hurt most, alone, as many
-    stay in float as it takes; what is float is stored as float16.
+    stay in float as it takes; what is float is stored as float16. Raises ParityError if that is not to be had.
     """
     with tqdm(total=len(calibration), desc="calibrate", unit="image", disable=None) as bar:
         ranges = calibrate(graph, _watched(calibration, image_input, bar), opset=opset)
     wanted = answers(open_graph(graph, opset=opset), judged, image_input, desc="float answers")
     errors = _layer_errors(graph, ranges, judged, image_input, opset)
     worst_first = sorted(errors, key=lambda name: -errors[name])
-    tried: dict[int, tuple[Graph, Judgement]] = {}
+    tried: dict[int, tuple[Graph | None, Judgement]] = {}
 
     def good(floats: int) -> bool:
         if floats not in tried:
             candidate = halve(quantise(graph, ranges, set(worst_first[floats:])))
-            found = answers(open_graph(candidate, opset=opset), judged, image_input, desc=f"{floats} layers in float")
-            tried[floats] = candidate, judge(wanted, found, labels)
+            session = open_graph(candidate, opset=opset)
+            found = answers(session, judged, image_input, desc=f"{floats} layers in float")
+            judgement = judge(wanted, found, labels)
+            tried[floats] = candidate if judgement.good or not floats else None, judgement
         return tried[floats][1].good
 
     floats = _fewest(good, len(worst_first))
     candidate, judgement = tried[floats]
+    if not judgement.good or candidate is None or floats == len(worst_first):
+        raise ParityError(
+            f"No form in integers answers as this network does: with all {len(worst_first)} convolutions in integers "
+            f"{tried[0][1].agreement:.1%} of {judgement.images} answers are the same, with fewer "
+            f"{judgement.agreement:.1%} (asked for: {AGREEMENT:.1%}). Nothing was written; use fp32 or fp16."
+        )
     layers = [Layer(name, errors[name], name in worst_first[floats:]) for name in graph.convolutions]
-    return Chosen(candidate, tried[0][0], judgement, tried[0][1], layers)
+    everywhere = tried[0][0]
+    assert everywhere is not None
+    return Chosen(candidate, everywhere, judgement, tried[0][1], layers)
 
 
 def _watched(samples: Samples, image_input: ImageInput, bar: tqdm):  # type: ignore[no-untyped-def]
@@ -102,37 +114,55 @@ def _fewest(good, most: int) -> int:  # type: ignore[no-untyped-def]
 
 
 class Answers(NamedTuple):
-    """Places (n,) of the pictures, and their logits, or features of a model without a classifier."""
+    """Places (n,) of the pictures, their features (n, D), and their logits, None without a classifier."""
 
     places: np.ndarray
-    values: np.ndarray
-    classes: bool
+    features: np.ndarray
+    logits: np.ndarray | None
+
+    @property
+    def values(self) -> np.ndarray:
+        """The logits, or the features where there are none."""
+        return self.features if self.logits is None else self.logits
 
 
-def answers(session: onnxruntime.InferenceSession, samples: Samples, image_input: ImageInput, *, desc: str) -> Answers:
-    """What a session answers to all pictures, with a progress bar."""
-    places, values = [], []
-    classes = "logits" in {output.name for output in session.get_outputs()}
-    with tqdm(total=len(samples), desc=desc, unit="image", disable=None) as bar:
+def answers(
+    session: onnxruntime.InferenceSession, samples: Samples, image_input: ImageInput, *, desc: str | None = None
+) -> Answers:
+    """What a session answers to all pictures; with a progress bar, if it has a name."""
+    places, found = [], []
+    with tqdm(total=len(samples), desc=desc, unit="image", disable=None if desc else True) as bar:
         for place, pictures in samples.batches(_BATCH):
             places.append(place)
-            values.append(run(session, as_input(pictures, image_input))["logits" if classes else "features"])
+            found.append(run(session, as_input(pictures, image_input)))
             bar.update(len(place))
-    return Answers(np.concatenate(places), np.concatenate(values), classes)
+    features, logits = (
+        np.concatenate([outputs[name] for outputs in found]) if name in found[0] else None
+        for name in ("features", "logits")
+    )
+    assert features is not None
+    return Answers(np.concatenate(places), features, logits)
 
 
 def judge(wanted: Answers, found: Answers, labels: np.ndarray | None) -> Judgement:
-    """One set of answers against another, to the same pictures; ``labels`` (N,) of all pictures, by place."""
-    if not wanted.classes:
-        lengths = np.linalg.norm(wanted.values, axis=1) * np.linalg.norm(found.values, axis=1)
-        cosines = (wanted.values * found.values).sum(1) / np.maximum(lengths, 1e-12)
-        return Judgement(len(wanted.places), float((cosines >= ALIKE).mean()), None, None)
-    first, second = wanted.values.argmax(1), found.values.argmax(1)
-    agreement = float((first == second).mean())
+    """One set of answers against another, to the same pictures; ``labels`` (N,) of all pictures, by place.
+
+    Answers are the same if the class is; without a classifier, or with one class only, if the cosine of the features
+    is 0.98 or more.
+    """
+    lengths = np.linalg.norm(wanted.features, axis=1) * np.linalg.norm(found.features, axis=1)
+    cosines = (wanted.features * found.features).sum(1) / np.maximum(lengths, 1e-12)
+    cosine, images = float(cosines.mean()), len(wanted.places)
+    if wanted.logits is None or found.logits is None:
+        return Judgement(images, float((cosines >= ALIKE).mean()), None, None, cosine)
+    first, second = wanted.logits.argmax(1), found.logits.argmax(1)
+    same = first == second if wanted.logits.shape[1] > 1 else cosines >= ALIKE
     if labels is None:
-        return Judgement(len(wanted.places), agreement, None, None)
+        return Judgement(images, float(same.mean()), None, None, cosine)
     truth = labels[wanted.places]
-    return Judgement(len(truth), agreement, float((first == truth).mean()), float((second == truth).mean()))
+    return Judgement(
+        images, float(same.mean()), float((first == truth).mean()), float((second == truth).mean()), cosine
+    )
 
 
 def _layer_errors(
@@ -144,7 +174,6 @@ def _layer_errors(
     errors = {}
     for name in tqdm(graph.convolutions, desc="layer by layer", unit="layer", disable=None):
         alone = open_graph(quantise(graph, ranges, {name}), opset=opset)
-        found = [run(alone, as_input(pictures, image_input)) for _, pictures in probe.batches(_BATCH)]
-        values = np.concatenate([outputs["logits" if wanted.classes else "features"] for outputs in found])
+        values = answers(alone, probe, image_input).values
         errors[name] = float(np.sqrt(((values - wanted.values).astype(np.float64) ** 2).mean())) / max(size, 1e-12)
     return errors

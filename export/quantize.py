@@ -15,6 +15,7 @@ from export.graph import PIXELS, STEP, Graph
 from export.session import open_graph
 
 MOST = 64  # the largest absolute weight
+_MOST_BIAS = 2**28  # of the 32 bits in which products are added up
 BINS = 2048
 PASSING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Mul")  # of 8 bits they make 8 bits
 _SHARES = np.linspace(0.2, 1.0, 81)  # of the whole range, tried for the one with the least error
@@ -118,17 +119,17 @@ def steps(low: float, high: float) -> tuple[np.float32, np.uint8]:
     return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
-def quantise_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 weights from -64 to 64 of the shape given, and a step for each output channel (C,), with the least squared
-    error of the steps tried."""
+def quantise_weights(weights: np.ndarray, *, least: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """int8 weights from -64 to 64 of the shape given, and a step for each output channel (C,): of those tried the one
+    with the least squared error, and not below ``least`` (C,)."""
     rows = weights.reshape(len(weights), -1).astype(np.float64)
     largest = np.maximum(np.abs(rows).max(1), 1e-12)
-    best, least = largest / MOST, np.full(len(rows), np.inf)
+    best, smallest = largest / MOST, np.full(len(rows), np.inf)
     for share in np.linspace(0.6, 1.0, 41):
         scale = largest * share / MOST
         error = ((np.clip(np.rint(rows / scale[:, None]), -MOST, MOST) * scale[:, None] - rows) ** 2).sum(1)
-        best, least = np.where(error < least, scale, best), np.minimum(error, least)
-    scales = best.astype(np.float32)
+        best, smallest = np.where(error < smallest, scale, best), np.minimum(error, smallest)
+    scales = np.maximum(best, least).astype(np.float32)
     kept = np.clip(np.rint(rows / scales[:, None].astype(np.float64)), -MOST, MOST).astype(np.int8)
     return kept.reshape(weights.shape), scales
 
@@ -187,17 +188,20 @@ def _round(graph: Graph, name: str, step: str, zero: str) -> str:
 
 
 def _integer_weights(graph: Graph, node: onnx.NodeProto, input_step: float) -> None:
+    """A convolution's weights and bias as integers. The bias counts in products of the two steps: a channel whose
+    weights are next to nothing gets a larger step, or its bias would not fit 32 bits."""
     name = node.name
-    kept, scales = quantise_weights(graph.weights.pop(f"{name}.weight"))
+    bias = graph.weights.pop(f"{name}.bias").astype(np.float64) if len(node.input) > 2 else None
+    least = 0.0 if bias is None else np.abs(bias) / (_MOST_BIAS * input_step)
+    kept, scales = quantise_weights(graph.weights.pop(f"{name}.weight"), least=least)
     graph.weight(f"{name}.weight.int8", kept)
     graph.weight(f"{name}.weight.step", scales)
     graph.weight(f"{name}.weight.zero", np.zeros(len(scales), np.int8))
     parts = [f"{name}.weight.{part}" for part in ("int8", "step", "zero")]
     node.input[1] = graph.add("DequantizeLinear", parts, f"{name}.weight", axis=0)
-    if len(node.input) > 2:
+    if bias is not None:
         by = scales * np.float32(input_step)
-        bias = np.rint(graph.weights.pop(f"{name}.bias").astype(np.float64) / by)
-        graph.weight(f"{name}.bias.int32", bias.clip(-(2**31), 2**31 - 1).astype(np.int32))
+        graph.weight(f"{name}.bias.int32", np.rint(bias / by).astype(np.int32))
         graph.weight(f"{name}.bias.step", by)
         graph.weight(f"{name}.bias.zero", np.zeros(len(by), np.int32))
         parts = [f"{name}.bias.{part}" for part in ("int32", "step", "zero")]

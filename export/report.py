@@ -14,18 +14,21 @@ from export.session import run
 
 TIMED = (1, 8)  # batch sizes
 _ROUNDS, _PATIENCE = 9, 4.0  # seconds a batch size
+_ENOUGH = 200  # images
 _NOISE = 1.05  # times as long is not yet slower
 
 
 class Form(NamedTuple):
     """One way to write the network: its size, the milliseconds of a batch by batch size, and how it answers (shares of
-    the judged images: the right class where there were labels, the same class as in float; None if not asked)."""
+    the judged images: the right class where there were labels, the same class as in float; the mean cosine of the
+    features with those in float; None if not asked)."""
 
     name: str
     nbytes: int
     milliseconds: dict[int, float]
     top1: float | None
     agreement: float | None
+    cosine: float | None
 
 
 class Report(NamedTuple):
@@ -55,11 +58,12 @@ class Report(NamedTuple):
         """The tables."""
         lines = [f"# {self.path.name}", "", f"{self.file_bytes / 1e6:.1f} MB."]
         if self.judged:
-            lines[-1] += f" Answers compared on {self.judged:,} images; onnxruntime {onnxruntime.__version__}, CPU."
-        if any(form.milliseconds for form in self.forms):
-            lines += ["", "| form | MB of weights | " + " | ".join(f"ms, batch {n}" for n in TIMED)
-                      + " | top-1 | same answer as fp32 |", "|---|---|" + "---|" * len(TIMED) + "---|---|"]  # fmt: skip
+            lines[-1] += f" Measured on {self.judged:,} images; onnxruntime {onnxruntime.__version__}, CPU."
+            lines += ["", f"| form | MB of weights | {_TITLES} | top-1 | same answer as fp32 | cosine of features |"]
+            lines += ["|---|---|" + "---|" * (len(TIMED) + 3)]
             lines += [_row(form) for form in self.forms]
+        if self.layers and self.judged < _ENOUGH:
+            lines += ["", f"So few images tell little; give {_ENOUGH} and more, other than those of the calibration."]
         if self.layers:
             lines += ["", "Error of the outputs (root mean square, relative) when one layer alone is in integers:", ""]
             lines += ["| layer | error | written as |", "|---|---|---|"]
@@ -70,10 +74,14 @@ class Report(NamedTuple):
         return "\n".join(lines) + "\n"
 
 
+_TITLES = " | ".join(f"ms, batch {count}" for count in TIMED)
+
+
 def _row(form: Form) -> str:
     times = " | ".join(f"{form.milliseconds[count]:.1f}" if form.milliseconds else "" for count in TIMED)
     shares = " | ".join("" if share is None else f"{share:.2%}" for share in (form.top1, form.agreement))
-    return f"| {form.name} | {form.nbytes / 1e6:.1f} | {times} | {shares} |"
+    cosine = "" if form.cosine is None else f"{form.cosine:.4f}"
+    return f"| {form.name} | {form.nbytes / 1e6:.1f} | {times} | {shares} | {cosine} |"
 
 
 def timed(sessions: Mapping[str, onnxruntime.InferenceSession], batch: np.ndarray) -> dict[str, dict[int, float]]:

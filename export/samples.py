@@ -21,43 +21,48 @@ class Samples:
     """Pictures of one size. ``source``: a folder (all pictures in it and below), a list of paths, PIL images and uint8
     arrays, or float32 (N, 3, S, S) in [0, 1], preprocessed. ``most``: take at most so many, evenly spaced.
 
-    Pictures of a folder that cannot be read are left out with a warning; of a list they raise ValueError. Raises
-    ValueError, in one line that begins with ``what``, for a source that is missing or has no picture.
+    Pictures that cannot be read are left out with a warning. Raises ValueError, in one line that begins with ``what``,
+    for a source that is missing, has no picture, or is something else.
     """
 
     def __init__(self, source: Source, size: int, *, what: str, most: int | None = None) -> None:
-        self.size, self.what, self._is_folder = size, what, isinstance(source, str | Path)
+        self.size, self.what = size, what
+        self._items: Sequence[ImageLike] | np.ndarray
+        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
         if isinstance(source, str | Path):
             if not Path(source).is_dir():
                 raise ValueError(f"{what}={str(source)!r}: no such folder of pictures.")
-            items: Sequence[ImageLike] | np.ndarray = find_files([source])
-        elif isinstance(source, np.ndarray) and (source.ndim != 4 or source.shape[1:] != (3, size, size)):
-            raise ValueError(
-                f"{what}: an array of preprocessed pictures is float32 (N, 3, {size}, {size}), not {source.shape}."
-            )
+            self._items = find_files([source])
+        elif isinstance(source, np.ndarray):
+            self._items = _preprocessed(source, size, what)
+        elif isinstance(source, Sequence):
+            self._items = source
         else:
-            items = source
-        if not len(items):
+            raise ValueError(f"{what}: a folder, a list of pictures or an array, not {type(source).__name__}.")
+        if not len(self):
             raise ValueError(f"{what}: no pictures given.")
-        if most is not None and len(items) > most:
-            places = np.linspace(0, len(items) - 1, most).astype(int)
-            items = items[places] if isinstance(items, np.ndarray) else [items[place] for place in places]
-        self._items = items
-        self._kept: list[tuple[np.ndarray, np.ndarray]] | None = None
+        if most is not None:
+            self._items = self.at_most(most)._items
 
     def __len__(self) -> int:
         return len(self._items)
 
     def at_most(self, most: int) -> "Samples":
-        """These, or as many of them, evenly spaced."""
-        return self.part(0, -(-len(self) // most))
+        """These, or ``most`` of them, evenly spaced."""
+        if len(self) <= most:
+            return self
+        return self._of(np.linspace(0, len(self) - 1, most).astype(int))
 
     def part(self, start: int, step: int) -> "Samples":
         """Every ``step``-th picture from the ``start``-th."""
-        part = object.__new__(Samples)
-        part.size, part.what, part._is_folder, part._kept = self.size, self.what, self._is_folder, None
-        part._items = self._items[start::step]
-        return part
+        return self._of(np.arange(start, len(self), step))
+
+    def _of(self, places: np.ndarray) -> "Samples":
+        some = object.__new__(Samples)
+        some.size, some.what, some._kept = self.size, self.what, None
+        items = self._items
+        some._items = items[places] if isinstance(items, np.ndarray) else [items[place] for place in places]
+        return some
 
     def batches(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Places (n,) and pictures, float32 (n, 3, S, S) in [0, 1], up to ``count`` at a time."""
@@ -99,8 +104,6 @@ class Samples:
             for start in range(0, len(self), count):
                 outcomes = list(readers.map(self._one, self._items[start : start + count]))
                 bad = [outcome for outcome in outcomes if isinstance(outcome, str)]
-                if bad and not self._is_folder:
-                    raise ValueError(f"{self.what}: {bad[0]}")
                 unread += bad
                 found = [start + k for k, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
                 if found:
@@ -115,6 +118,19 @@ class Samples:
             return preprocess(item, self.size)
         except ValueError as error:
             return str(error)
+
+
+def _preprocessed(array: np.ndarray, size: int, what: str) -> np.ndarray:
+    """An array of preprocessed pictures, once it is one."""
+    if array.dtype != np.float32 or array.ndim != 4 or array.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"{what}: an array of preprocessed pictures is float32 (N, 3, {size}, {size}), not {array.dtype} "
+            f"{array.shape}."
+        )
+    for picture in array:
+        if not (picture.min() >= 0 and picture.max() <= 1):  # NaN too
+            raise ValueError(f"{what}: values from 0 to 1, not {picture.min():.4g} to {picture.max():.4g}.")
+    return array
 
 
 def as_input(pictures: np.ndarray, image_input: ImageInput) -> np.ndarray:

@@ -6,7 +6,7 @@ import onnxruntime
 from export.graph import Graph, to_proto
 
 
-def open_graph(graph: Graph, *, opset: int, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_graph(graph: Graph, *, opset: int) -> onnxruntime.InferenceSession:
     """onnxruntime on a graph, on the CPU. The graph's weights must not change while the session lives.
 
     Raises ValueError, in one line, for a graph that this onnxruntime does not run, such as one of a newer opset.
@@ -14,8 +14,6 @@ def open_graph(graph: Graph, *, opset: int, threads: int | None = None) -> onnxr
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
     proto, outside = to_proto(graph, opset=opset, metadata={}, outside="weights")
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(graph.weights[name]) for name in outside]
     options.add_external_initializers(list(outside), values)

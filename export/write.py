@@ -66,9 +66,9 @@ def to_onnx(
     unless given. ``labels``: their classes (N,), numbers; the accuracy of the written file is then measured and told in
     its metadata. Both sources: a folder, a list of paths, PIL images or uint8 arrays, or float32 (N, 3, S, S).
 
-    Outputs are compared with torch's at batch 1, 2, 7 and 32 (1e-4 of the largest; float16 and int8: with those of
-    rounded weights, and of the network in float), and an image's with itself at other places (1e-5). A warning tells
-    if integers are slower than float here.
+    Outputs are compared with torch's at batch 1, 2, 7 and 32 (1e-4 of the largest; "fp16": with those of the rounded
+    weights, and to 1e-2 with those of the weights before; "int8": the network in float, before it is made of integers),
+    and an image's with itself at other places (1e-5). A warning tells if integers are slower than float here.
 
     Raises ValueError, in one line, for options that do not fit, and ParityError (a ValueError) where answers differ;
     then nothing is written.
@@ -112,7 +112,7 @@ def export_model(
     if chosen:
         told["quantisation"] = json.dumps({"layers": [layer._asdict() for layer in chosen.layers]})
     _write(written, path, opset=opset, metadata=told)
-    report = _report(path, graph, chosen, measured, samples.as_input(pictures[:8], image_input), opset)
+    report = _report(path, weights, graph, chosen, measured, samples.as_input(pictures[:8], image_input), opset)
     slower = report.slower()
     if slower:
         warnings.warn(slower, stacklevel=3)
@@ -127,12 +127,16 @@ def _check(
     image_input: str,
     opset: int,
 ) -> None:
+    if not isinstance(model, SimCLR):
+        raise ValueError(
+            f"A {type(model).__name__} is not a model of zoo; make one with zoo.create, load or load_file."
+        )
     if weights not in get_args(Weights):
         raise ValueError(f"Unknown weights {weights!r}. Choose from: {', '.join(get_args(Weights))}.")
     if image_input not in get_args(ImageInput):
         raise ValueError(f"Unknown image_input {image_input!r}. Choose from: {', '.join(get_args(ImageInput))}.")
     newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
         raise ValueError(f"opset={opset!r}: choose from {OLDEST_OPSET} to {newest}; {OPSET} is the default.")
     if weights == "int8" and calibration is None:
         raise ValueError("weights='int8' needs calibration, a folder of a few hundred of your pictures (no labels).")
@@ -140,6 +144,8 @@ def _check(
         raise ValueError(f"calibration is for weights='int8', not {weights!r}; to check and measure, give images.")
     if model.classes and len(model.classes) != model.num_classes:
         raise ValueError(f"The model has {len(model.classes)} class names for {model.num_classes} classes.")
+    if path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+        raise ValueError(f"{path}: {'a folder' if path.is_dir() else 'not in a folder'}; name a file to write.")
     if path.name.startswith(".") or ":" in path.name:
         raise ValueError(f"{path}: choose a file name without a leading dot or a colon.")
 
@@ -150,11 +156,12 @@ def _truth(
     """The labels as numbers (N,), once they fit the images and the model."""
     if labels is None:
         return None
-    if judged is None or len(labels) != len(judged):
-        raise ValueError(f"{len(labels)} labels for {len(judged) if judged else 0} images; give one for each.")
+    truth = np.asarray(labels)
+    if judged is None or truth.shape != (len(judged),):
+        count = len(truth) if truth.ndim == 1 else f"An array {truth.shape} of"
+        raise ValueError(f"{count} labels for {len(judged) if judged else 0} images; give one for each.")
     if model.num_classes is None:
         raise ValueError("labels need a model with a classifier; this one embeds only.")
-    truth = np.asarray(labels)
     if truth.dtype.kind not in "iu" or truth.min() < 0 or truth.max() >= model.num_classes:
         shown = sorted(set(truth.tolist()))
         raise ValueError(
@@ -166,9 +173,6 @@ def _truth(
 def _checked_graph(model: SimCLR, pictures: np.ndarray, weights: Weights, image_input: ImageInput, opset: int) -> Graph:
     """The network in float, the same as torch's. int8 begins here too."""
     reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
-    if weights == "fp16":
-        reference = fold_batch_norms(reference)
-        round_to_half(reference)
     wanted = checks.torch_outputs(reference, pictures, image_input)
     del reference
     folded = fold_batch_norms(model)
@@ -178,6 +182,9 @@ def _checked_graph(model: SimCLR, pictures: np.ndarray, weights: Weights, image_
     if weights == "fp16":
         graph = halve(graph)
     session = open_graph(graph, opset=opset)
+    if weights == "fp16":
+        checks.check_parity(wanted, session, pictures, image_input, tolerance=checks.HALF_TOLERANCE)
+        wanted = checks.torch_outputs(folded, pictures, image_input)
     checks.check_parity(wanted, session, pictures, image_input)
     checks.check_places(session, pictures, image_input)
     return graph
@@ -212,7 +219,8 @@ def _measured(
     truth: np.ndarray | None,
     image_input: ImageInput,
 ) -> dict[str, float | int]:
-    """What is known of the very graph that is written: ``images``, ``top1`` and, for integers, ``agreement``."""
+    """What is known of the very graph that is written: ``images``, ``top1`` and, for integers, how it agrees
+    with float."""
     if chosen:
         judgement = chosen.judgement
     elif truth is not None and judged is not None:
@@ -224,16 +232,22 @@ def _measured(
     if judgement.top1 is not None:
         told["top1"] = round(judgement.top1, 6)
     if chosen:
-        told["agreement"] = round(judgement.agreement, 6)
+        told |= {"agreement": round(judgement.agreement, 6), "features_cosine": round(judgement.cosine, 6)}
     return told
 
 
 def _report(
-    path: Path, graph: Graph, chosen: Chosen | None, measured: dict[str, Any], batch: np.ndarray, opset: int
+    path: Path,
+    weights: Weights,
+    graph: Graph,
+    chosen: Chosen | None,
+    measured: dict[str, Any],
+    batch: np.ndarray,
+    opset: int,
 ) -> Report:
     size = sum(file.stat().st_size for file in (path, *_data_files(path)))
     if chosen is None:
-        form = Form("float", graph.nbytes(), {}, measured.get("top1"), None)
+        form = Form(weights, graph.nbytes(), {}, measured.get("top1"), None, None)
         return Report(path, size, measured.get("images", 0), [form], [])
     graphs = {"fp32": graph, "int8 everywhere": chosen.everywhere, "int8": chosen.graph}
     if chosen.everywhere is chosen.graph:
@@ -241,9 +255,9 @@ def _report(
     times = timed({name: open_graph(each, opset=opset) for name, each in graphs.items()}, batch)
     everywhere, judgement = chosen.judgement_everywhere, chosen.judgement
     answered = {
-        "fp32": (judgement.float_top1, None),
-        "int8 everywhere": (everywhere.top1, everywhere.agreement),
-        "int8": (judgement.top1, judgement.agreement),
+        "fp32": (judgement.float_top1, None, None),
+        "int8 everywhere": (everywhere.top1, everywhere.agreement, everywhere.cosine),
+        "int8": (judgement.top1, judgement.agreement, judgement.cosine),
     }
     forms = [Form(name, each.nbytes(), times[name], *answered[name]) for name, each in graphs.items()]
     return Report(path, size, judgement.images, forms, chosen.layers)

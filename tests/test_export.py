@@ -279,13 +279,29 @@ def test_refusals(tmp_path: Path) -> None:
         ({"labels": [0, 1]}, "2 labels for 0 images"),
         ({"images": some, "labels": [0, 1, 3]}, "class numbers from 0 to 2, not 0 to 3"),
         ({"images": some, "labels": ["a", "b", "c"]}, "class numbers from 0 to 2, not 'a' to 'c'"),
-        ({"images": some[:, :, :40]}, r"images: an array .* is float32 \(N, 3, 48, 48\), not \(3, 3, 40, 48\)"),
+        ({"images": some[:, :, :40]}, r"images: an array .* is float32 \(N, 3, 48, 48\), not float32 \(3, 3, 40, 48\)"),
+        ({"images": some + 2}, "images: values from 0 to 1, not 2 to 2."),
+        ({"images": some * np.nan}, "images: values from 0 to 1, not nan"),
+        ({"images": some.astype(np.float64)}, "is float32 .*, not float64"),
+        ({"images": 3}, "images: a folder, a list of pictures or an array, not int."),
+        ({"images": some, "labels": [[0], [1], [2]]}, r"An array \(3, 1\) of labels for 3 images"),
+        ({"opset": "20"}, "opset='20': choose from"),
         ({"images": []}, "images: no pictures given."),
         ({"images": tmp_path / "none"}, "images='.*none': no such folder of pictures."),
     ):
         with pytest.raises(ValueError, match=said) as caught:
             export.to_onnx(tiny_model(), tmp_path / "a.onnx", **given)
         assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="a folder; name a file to write"):
+        export.to_onnx(tiny_model(), tmp_path)
+    with pytest.raises(ValueError, match="A Linear is not a model of zoo"):
+        export.to_onnx(torch.nn.Linear(2, 2), tmp_path / "a.onnx")
+    vanishing = tiny_model()
+    with torch.no_grad():
+        vanishing.classifier.weight *= 1e-9
+        vanishing.classifier.bias *= 0
+    with pytest.raises(export.ParityError, match=r"logits differ from torch's by .* allowed 0\.01 of it"):
+        export.to_onnx(vanishing, tmp_path / "a.onnx", weights="fp16")
     large = tiny_model()
     with torch.no_grad():
         large.classifier.weight[0, 0] = 1e6
@@ -326,3 +342,24 @@ def test_selective_kernels(tmp_path: Path, size: int) -> None:
     model = zoo.create(zoo.Spec(50, 1 / 16, sk=True), num_classes=5, image_size=size, classify_from=3, seed=0)
     path = export.to_onnx(randomise(model), tmp_path / "a.onnx", weights="fp16")
     assert export.OnnxModel(path).classify(np.zeros((2, 3, size, size), np.float32)).shape == (2, 5)
+
+
+@pytest.mark.slow
+def test_the_largest_network_takes_two_files(tmp_path: Path) -> None:
+    """3.2 GB of weights: about 16 GB of memory, some minutes."""
+    with torch.device("meta"):
+        model = zoo.SimCLR(zoo.spec("r152_3x_sk"), num_classes=10, image_size=64, projector=False)
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            fan_in = tensor[0].numel() if tensor.dim() > 1 else 1
+            tensor.copy_(torch.full_like(tensor, 0.5 if name.endswith(("norm.weight", "running_var")) else 0.0))
+            if tensor.dim() > 1:
+                tensor.uniform_(-1, 1).mul_(1 / fan_in**0.5)
+    path = export.to_onnx(model, tmp_path / "large.onnx")
+    (beside,) = tmp_path.glob("large.onnx.*.data")
+    assert beside.stat().st_size > 2**31
+    assert path.stat().st_size < 2**22
+    student = export.OnnxModel(path)
+    assert student.file_bytes == path.stat().st_size + beside.stat().st_size
+    assert student.classify(samples.textures(2, 64)).shape == (2, 10)

@@ -241,21 +241,50 @@ def test_judgements() -> None:
     places = np.arange(40)
     logits = np.eye(4, dtype=np.float32)[places % 4]
     labels = places % 4
-    wanted = choose.Answers(places, logits, True)
+    features = np.ones((40, 2), np.float32)
+
+    def judged(found: np.ndarray, labels: np.ndarray | None = None) -> choose.Judgement:
+        wanted = choose.Answers(places, features, logits)
+        return choose.judge(wanted, choose.Answers(places, features, found), labels)
+
     changed = logits.copy()
     changed[:1] = np.roll(changed[:1], 1, axis=1)  # one of forty: 97.5 %
-    found = choose.judge(wanted, choose.Answers(places, changed, True), None)
-    assert found == choose.Judgement(40, 0.975, None, None)
-    assert found.good
-    labelled = choose.judge(wanted, choose.Answers(places, changed, True), labels)
-    assert labelled == choose.Judgement(40, 0.975, 1.0, 0.975)
-    assert not labelled.good  # 2.5 points lost
+    assert judged(changed) == (40, 0.975, None, None, pytest.approx(1))
+    assert judged(changed).good
+    assert judged(changed, labels) == (40, 0.975, 1.0, 0.975, pytest.approx(1))
+    assert not judged(changed, labels).good  # 2.5 points lost
     changed[:2] = np.roll(logits[:2], 1, axis=1)
-    assert not choose.judge(wanted, choose.Answers(places, changed, True), None).good
+    assert not judged(changed).good
     turned = logits.copy()
     turned[0] = [1, 0.25, 0, 0]  # a cosine of 0.970
-    apart = choose.judge(choose.Answers(places, logits, False), choose.Answers(places, turned, False), None)
-    assert apart == choose.Judgement(40, 0.975, None, None)
+    one_class = np.zeros((40, 1), np.float32)  # always the same class: the features tell
+    for head in (None, one_class):
+        found = choose.judge(choose.Answers(places, logits, head), choose.Answers(places, turned, head), None)
+        assert found == (40, 0.975, None, None, pytest.approx(1 - 0.0299 / 40, abs=1e-4))
+
+
+def test_a_bias_survives_weights_of_nothing() -> None:
+    """Gammas of zero are common in trained networks: the bias is then all that a channel has."""
+    model = tiny_model()
+    for group in model.backbone.groups:
+        for block in group:
+            with torch.no_grad():
+                block.conv1.norm.weight[::2] = 1e-7
+                block.conv1.norm.bias.fill_(0.5)
+    network = built(model)
+    images = pictures(8)
+    integers = quantize.quantise(network, ranges_of(network, images), network.convolutions)
+    wanted = session.run(session.open_graph(network, opset=20), images)["features"]
+    found = session.run(session.open_graph(integers, opset=20), images)["features"]
+    assert np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean()) < 0.03
+    assert max(int(np.abs(v).max()) for n, v in integers.weights.items() if n.endswith(".bias.int32")) < 2**30
+
+
+def test_what_cannot_be_integers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "AGREEMENT", 1.01)
+    with pytest.raises(export.ParityError, match=r"No form in integers .* with all 21 convolutions in integers \d+"):
+        export.to_onnx(tiny_model(), tmp_path / "a.onnx", weights="int8", calibration=pictures(40))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_slower_form_is_a_warning_with_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +366,7 @@ def test_what_cannot_be_calibrated_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "bad" / name).write_text("no picture")
     with pytest.raises(ValueError, match=r"calibration: none of the 1 pictures can be read"):
         export.to_onnx(tiny_model(), tmp_path / "a.onnx", calibration=tmp_path / "bad", **given)
-    with pytest.raises(ValueError, match=r"images: .*bad.b\.jpg: not an image in a known format"):
+    with pytest.raises(ValueError, match=r"images: none of the 1 pictures .*bad.b\.jpg: not an image in a known"):
         export.to_onnx(tiny_model(), tmp_path / "a.onnx", images=[tmp_path / "bad" / "b.jpg"])
     spoiled = tiny_model()
     with torch.no_grad():
