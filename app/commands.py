@@ -115,50 +115,60 @@ def export(
     """Write MODEL, a .safetensors file of this project or a zoo name, as one ONNX file, checked against torch.
 
     A zoo name goes with its weights, such as r18_1x:imagenette_distilled. Without --labels, class folders in --images
-    that are called as the model's classes count as labels.
+    that are called as the model's classes (or their WordNet numbers) count as labels.
     """
     from export.write import export_model
     from training.cli import load_model
     from zoo.files import written_whole
 
+    for file in (out, report):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file}: a folder; name a file to write.")
     network = load_model(model)
-    pictures, truth = _pictures(images, labels, network.classes)
+    pictures, truth = _pictures(images, labels, network)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        done = export_model(
-            network, out, weights=weights, calibration=calibration, images=pictures, labels=truth,
-            image_input=image_input, opset=opset,
-        )  # fmt: skip
-    for warning in told:
-        if issubclass(warning.category, UserWarning):
-            print(f"warning: {warning.message}", file=sys.stderr)
+        try:
+            done = export_model(
+                network, out, weights=weights, calibration=calibration, images=pictures, labels=truth,
+                image_input=image_input, opset=opset,
+            )  # fmt: skip
+        finally:
+            for warning in told:
+                if issubclass(warning.category, UserWarning):
+                    print(f"warning: {warning.message}", file=sys.stderr)
     print(done.markdown(), end="")
     if report is not None:
         with written_whole(report) as temporary:
             temporary.write_text(done.markdown(), encoding="utf-8")
 
 
-def _pictures(
-    images: Path | None, labels: Path | None, classes: tuple[str, ...]
-) -> tuple["Path | list[Path] | None", Any]:
+def _pictures(images: Path | None, labels: Path | None, network: Any) -> tuple["Path | list[Path] | None", Any]:
     """What to measure on, and the class numbers where they are known."""
     from training import data
 
-    if labels is not None and images is None:
-        raise ValueError(f"--labels {labels} needs --images, the folder that its paths are relative to.")
     if images is None:
+        if labels is not None:
+            raise ValueError(f"--labels {labels} needs --images, the folder that its paths are relative to.")
         return None, None
+    classes = network.classes
     if labels is not None:
         if not classes:
             raise ValueError("--labels needs a model that knows the names of its classes; this one does not.")
         labelled = data.from_table(labels, root=images, classes=classes)
         return list(labelled.paths), labelled.labels
     folders = {path.name for path in images.iterdir() if path.is_dir()} if images.is_dir() else set()
-    if not folders or not folders <= set(classes):
-        return images, None
-    labelled = data.from_class_folders(images)
-    numbers = [classes.index(name) for name in labelled.classes]
-    return list(labelled.paths), [numbers[label] for label in labelled.labels]  # type: ignore[union-attr]
+    synsets = tuple(network.facts.get("synsets", ()))
+    for names in (classes, synsets if len(synsets) == len(classes) else ()):
+        if folders and folders <= set(names):
+            labelled = data.from_class_folders(images)
+            numbers = [names.index(name) for name in labelled.classes]
+            return list(labelled.paths), [numbers[label] for label in labelled.labels]  # type: ignore[union-attr]
+    if folders:
+        print(
+            f"The folders in {images} are not called as the model's classes: no accuracy is measured.", file=sys.stderr
+        )
+    return images, None
 
 
 @click.command()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -119,13 +120,13 @@ class OnnxModel:
             yield np.stack([self.prepare(image) for image in several[start : start + CHUNK]])
 
     def _as_input(self, batch: np.ndarray) -> np.ndarray:
-        """Either kind of batch as what the graph takes."""
+        """Either kind of batch as what the graph takes. Raises ValueError for float values beyond 0 to 1, or none."""
+        if batch.dtype == np.float32 and not (batch.min() >= -0.01 and batch.max() <= 1.01):  # NaN too
+            raise ValueError(f"A float batch has values from 0 to 1, not {batch.min():.4g} to {batch.max():.4g}.")
         if (self.image_input == "uint8") == (batch.dtype == np.uint8):
             return np.ascontiguousarray(batch)
         if batch.dtype == np.uint8:
             return np.ascontiguousarray(batch.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
-        if not (batch.min() >= -0.01 and batch.max() <= 1.01):  # NaN too
-            raise ValueError(f"A float batch has values from 0 to 1, not {batch.min():.4g} to {batch.max():.4g}.")
         levels = np.rint(batch * np.float32(255)).clip(0, 255)
         return np.ascontiguousarray(levels.transpose(0, 2, 3, 1), dtype=np.uint8)
 
@@ -219,10 +220,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _read(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError(f"{path}: {'a folder' if path.is_dir() else 'not a regular file'}; name an .onnx file.")
+        if state.st_size > _MOST_BYTES:
             raise ValueError(
-                f"{path}: {size / 1e9:.1f} GB is more than an ONNX file can have; not one of `simclr export`."
+                f"{path}: {state.st_size / 1e9:.1f} GB is more than an ONNX file can have; not one of `simclr export`."
             )
         return path.read_bytes()
     except FileNotFoundError:
@@ -238,12 +241,14 @@ def _session(
     threads: int | None,
     providers: Sequence[str] | None,
 ) -> "onnxruntime.InferenceSession":
+    if isinstance(providers, str):
+        raise ValueError(f"providers={providers!r}: give a list of names, such as [{providers!r}].")
     known = onnxruntime.get_available_providers()
     unknown = [name for name in providers or () if name not in known]
     if unknown:
         raise ValueError(f"Unknown onnxruntime provider {unknown[0]!r}. Choose from: {', '.join(known)}.")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}; it must be 1 or more, or None for onnxruntime's own choice.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads is {threads!r}; it must be 1 or more, or None for onnxruntime's own choice.")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # its errors are raised, and told once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads leave the cores free

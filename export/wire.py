@@ -18,17 +18,18 @@ import numpy as np
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 _OPERATORS = """
-    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DequantizeLinear Div Dropout Erf Exp Expand
-    Flatten Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu Log MatMul Max MaxPool
-    Min Mul Neg Pad Pow QuantizeLinear Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice
-    Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where"""
-_KEEP_SIZE = "Cast DequantizeLinear Flatten Identity QuantizeLinear Reshape Slice Squeeze Transpose Unsqueeze"
-OPERATORS = frozenset(_OPERATORS.split())
-FOLDED = frozenset(_KEEP_SIZE.split())  # what may be computed from constants alone, as the file is opened: none grows
+    Add AveragePool Cast Conv DequantizeLinear Flatten Gemm GlobalAveragePool MaxPool Mul Pad QuantizeLinear ReduceMean
+    Relu Sigmoid Split Sub Transpose"""
+OPERATORS = frozenset(_OPERATORS.split())  # what export.graph and export.quantize write, and version 0.2 wrote
+FOLDED = frozenset(
+    ("Cast", "DequantizeLinear")
+)  # may be computed from constants alone, as the file is opened: none grows
+_FLOAT = 1  # a Cast is to float32: casts to integers would make shapes of what was not looked at
 _LARGEST_WINDOW = 256  # of convolutions, pools and their padding; the largest needed is 4096 / 32
 _MOST_INTEGERS = 64  # of a shape, padding or sizes of parts
 _MOST_ITEMS = 2**26  # that a shape may ask for, batch aside: 256 MB
-_MOST_PARTS = 50_000  # nodes, or tensors; r152_3x_sk in int8 has some thousands
+_MOST_PARTS = 10_000  # nodes, or tensors; r152_3x_sk in int8 has some thousands
+_MODEL_FIELDS = frozenset((*range(1, 9), 14, 20, 25, 26))
 
 # Field numbers of onnx.proto3
 _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA, _MODEL_TRAINING, _MODEL_FUNCTIONS = 7, 8, 14, 20, 25
@@ -257,6 +258,8 @@ def _model(data: memoryview) -> Contents:
             metadata[key] = told
         elif number == _MODEL_FUNCTIONS:
             raise _RefusedError("it defines functions of its own; export it again with `simclr export`")
+        elif number not in _MODEL_FIELDS:
+            raise _DamagedError("a part that no ONNX file has")
         elif number == _MODEL_TRAINING:
             raise _RefusedError("it brings a training of its own; export it again with `simclr export`")
     if len(graphs) != 1 or not domains:
@@ -369,6 +372,8 @@ def _attribute(attribute: memoryview) -> None:
             name = _text(part)
         elif number in (_ATTRIBUTE_INT, _ATTRIBUTE_INTS):
             numbers.append(part)
+    if name == "to" and any(item != _FLOAT for part in numbers for item in _integers(part)):
+        raise _RefusedError("it casts to something else than float32, which no model of this project needs")
     if name in ("kernel_shape", "pads", "strides", "dilations") and any(
         not 0 <= item <= _LARGEST_WINDOW for part in numbers for item in _integers(part)
     ):

@@ -46,8 +46,7 @@ def graph(size: int, *, image_input: str, classifier: bool, projector: bool, see
         shape, kind, source = ["N", size, size, 3], TensorProto.UINT8, "scaled"
         nodes += [
             helper.make_node("Transpose", ["images"], ["turned"], perm=[0, 3, 1, 2]),
-            helper.make_node("Cast", ["turned"], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("Div", ["floats", "levels"], ["scaled"]),
+            helper.make_node("DequantizeLinear", ["turned", "step"], ["scaled"]),
         ]
     else:
         shape, kind, source = ["N", 3, size, size], TensorProto.FLOAT, "images"
@@ -62,10 +61,10 @@ def graph(size: int, *, image_input: str, classifier: bool, projector: bool, see
         nodes.append(helper.make_node("Gemm", ["features", "dense", "shift"], ["logits"]))
         outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3]))
     if projector:
-        nodes.append(helper.make_node("MatMul", ["features", "projector"], ["projections"]))
+        nodes.append(helper.make_node("Gemm", ["features", "projector"], ["projections"]))
         outputs.append(helper.make_tensor_value_info("projections", TensorProto.FLOAT, ["N", 5]))
     used = {name for node in nodes for name in node.input}
-    values = parameters(seed) | {"levels": np.array(255, np.float32)}
+    values = parameters(seed) | {"step": np.array(1 / 255, np.float32)}
     tensors = [numpy_helper.from_array(value, name) for name, value in values.items() if name in used]
     images = helper.make_tensor_value_info("images", kind, shape)
     made = helper.make_graph(nodes, "tiny", [images], outputs, tensors)

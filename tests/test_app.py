@@ -339,6 +339,8 @@ def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (student.labels, student.weights, student.image_input) == (LABELS, "fp16", "float")
     code, _, error = run("export", tmp_path / "none.safetensors", out, capsys=capsys)
     assert (code, len(error.strip().splitlines())) == (2, 1)
+    code, _, error = run("export", tmp_path / "a.safetensors", tmp_path, capsys=capsys)
+    assert (code, error) == (2, f"error: {tmp_path}: a folder; name a file to write.\n")
     code, _, error = run("export", "r18_9x", out, capsys=capsys)
     assert code == 2
     assert "Unknown model 'r18_9x'" in error

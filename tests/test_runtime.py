@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -190,8 +191,26 @@ def test_damaged_files(student: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="no such file"):
         export.OnnxModel(tmp_path / "absent.onnx")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"a folder; name an \.onnx file"):
         export.OnnxModel(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.onnx")
+        with pytest.raises(ValueError, match="not a regular file"):
+            export.OnnxModel(tmp_path / "pipe.onnx")
+
+
+@pytest.mark.parametrize("image_input", ["float", "uint8"])
+def test_values_that_are_no_image(tmp_path: Path, image_input: str) -> None:
+    model = export.OnnxModel(onnx_files.student(tmp_path / "a.onnx", size=40, takes=image_input))
+    batch = np.full((2, 3, 40, 40), 0.5, np.float32)
+    for wrong in (200.0, -1.0, np.nan):
+        batch[1, 2, 3, 4] = wrong
+        with pytest.raises(ValueError, match="A float batch has values from 0 to 1, not "):
+            model(batch)
+    with pytest.raises(ValueError, match=r"providers='CPUExecutionProvider': give a list"):
+        export.OnnxModel(tmp_path / "a.onnx", providers="CPUExecutionProvider")
+    with pytest.raises(ValueError, match="threads is '2'; it must be 1 or more"):
+        export.OnnxModel(tmp_path / "a.onnx", threads="2")
 
 
 # ---- format simclrv2-2 -----------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def spoil(proto: onnx.ModelProto, how: str) -> None:
     node, tensor = graph.node[0], graph.initializer[0]
     inner = helper.make_graph([], "inner", [], [])
     big = numpy_helper.from_array(np.array([1 << 20, 1 << 20]), "big")
-    if how in ("Loop", "Scan", "If", "RandomNormal", "ConstantOfShape", "Tile", "Evil\nline"):
+    if how in ("Loop", "Scan", "If", "RandomNormal", "ConstantOfShape", "Tile", "Concat", "Expand", "Evil\nline"):
         node.op_type = how
     elif how == "domain":
         node.domain = "evil.ops"
@@ -205,8 +205,10 @@ def spoil(proto: onnx.ModelProto, how: str) -> None:
         onnx.external_data_helper.set_external_data(one, "secret")
         one.ClearField("raw_data")
         graph.node.insert(0, helper.make_node("Constant", [], ["one"], value=one))
+    elif how == "integers of floats":
+        graph.node.insert(0, helper.make_node("Cast", ["kernel"], ["sizes"], to=onnx.TensorProto.INT64))
     elif how == "outer product":
-        graph.node.insert(0, helper.make_node("MatMul", ["kernel", "kernel"], ["huge"]))
+        graph.node.insert(0, helper.make_node("Add", ["kernel", "kernel"], ["huge"]))
     elif how == "order":
         graph.node.insert(0, graph.node.pop())
 
@@ -239,8 +241,11 @@ def spoil(proto: onnx.ModelProto, how: str) -> None:
         ("padding", "its pads are beyond 0 to 256"),
         ("negative padding", "its pads are beyond 0 to 256"),
         ("expanded", "'big' asks for 1099511627776 values"),
-        ("constant elsewhere", "a constant of it lies in another file"),
-        ("outer product", "computes 'MatMul' from constants alone"),
+        ("constant elsewhere", "uses the operator 'Constant'"),
+        ("integers of floats", "casts to something else than float32"),
+        ("Concat", "uses the operator 'Concat'"),
+        ("Expand", "uses the operator 'Expand'"),
+        ("outer product", "computes 'Add' from constants alone"),
         ("order", "a node comes before what it needs"),
     ],
 )

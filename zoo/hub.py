@@ -29,8 +29,8 @@ from zoo.model_file import (
 from zoo.simclr import SimCLR
 
 _PATTERNS = [CONFIG_FILE, "model*.safetensors", SHARD_INDEX]
-_OURS = (
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx(\.data)?"  # what a push replaces
+_OURS = (  # what a push replaces
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx|[^/]+\.onnx\.[0-9a-f]{12}\.data"
 )
 _SHARD_BYTES = 5_000_000_000
 _NO_XET = "This Hub does not speak Xet, the client's way to send large files; set HF_HUB_DISABLE_XET=1 and try again."
