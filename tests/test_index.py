@@ -16,6 +16,7 @@ from PIL import Image
 
 from app import gallery
 from app.index import GalleryIndex, Record, open_index
+from zoo.transforms import preprocess
 
 D = 6
 
@@ -127,6 +128,9 @@ class Colours:
 
     def __init__(self) -> None:
         self.seen = 0
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return preprocess(pixels, self.image_size)
 
     def embed(self, batch: np.ndarray) -> np.ndarray:
         self.seen += len(batch)
