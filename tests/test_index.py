@@ -184,7 +184,7 @@ def test_what_is_found_is_the_picture_itself(folder: Path) -> None:
     model = Colours()
     index, _ = gallery.open_gallery(folder, model, progress=False)
     for path in gallery.image_files(folder):
-        hit = index.search(model.embed(gallery.preprocess(path, 48)[None])[0], 1)[0]
+        hit = index.search(model.embed(preprocess(path, 48)[None])[0], 1)[0]
         assert (hit.path, hit.label) == (path.relative_to(folder).as_posix(), path.parent.name)
         assert hit.id == hashlib.sha256(path.read_bytes()).hexdigest()
         assert hit.score == pytest.approx(1, abs=1e-5)
