@@ -57,6 +57,16 @@ class Samples:
         """Every ``step``-th picture from the ``start``-th."""
         return self._of(np.arange(start, len(self), step))
 
+    def without(self, other: "Samples") -> "Samples":
+        """Those whose files are not among the other's. Raises ValueError if none is left."""
+        theirs = {_file(item) for item in other._items}
+        places = [
+            place for place, item in enumerate(self._items) if (file := _file(item)) is None or file not in theirs
+        ]
+        if not places:
+            raise ValueError(f"{self.what}: the same pictures as {other.what}; leave {other.what} out, or give others.")
+        return self._of(np.array(places))
+
     def _of(self, places: np.ndarray) -> "Samples":
         some = object.__new__(Samples)
         some.size, some.what, some._kept = self.size, self.what, None
@@ -131,6 +141,10 @@ def _preprocessed(array: np.ndarray, size: int, what: str) -> np.ndarray:
         if not (picture.min() >= 0 and picture.max() <= 1):  # NaN too
             raise ValueError(f"{what}: values from 0 to 1, not {picture.min():.4g} to {picture.max():.4g}.")
     return array
+
+
+def _file(item: object) -> Path | None:
+    return Path(item).resolve() if isinstance(item, str | Path) else None
 
 
 def as_input(pictures: np.ndarray, image_input: ImageInput) -> np.ndarray:

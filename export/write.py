@@ -199,14 +199,15 @@ def _quantised(
     image_input: ImageInput,
     opset: int,
 ) -> Chosen:
-    """The network in integers, judged on ``judged``, or on every other picture of the calibration."""
+    """The network in integers, judged on ``judged``, or on every other picture of the calibration: on none that it was
+    calibrated on."""
     if judged is None:
         both = samples.Samples(calibration, model.image_size, what="calibration", most=2 * CALIBRATED)
         if len(both) < 2:
             raise ValueError("calibration: one picture is not enough; give some hundred, as varied as those to come.")
         shown, judged = both.part(0, 2), both.part(1, 2)
     else:
-        shown = samples.Samples(calibration, model.image_size, what="calibration", most=CALIBRATED)
+        shown = samples.Samples(calibration, model.image_size, what="calibration").without(judged).at_most(CALIBRATED)
         if truth is None:
             judged = judged.at_most(JUDGED)
     return choose(graph, shown, judged, truth, image_input=image_input, opset=opset)

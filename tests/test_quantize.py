@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -334,8 +335,9 @@ def test_int8_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (meta["weights"], meta["image_input"]) == ("int8", "uint8")
     assert len(json.loads(meta["quantisation"])["layers"]) == 21
     (tmp_path / "pictures" / "tench" / "bad.jpg").unlink()
+    shutil.copytree(tmp_path / "pictures", tmp_path / "others")
     with pytest.raises(SystemExit) as stop:
-        simclr([*given, "--images", str(tmp_path / "pictures")])  # class folders called as the classes: labelled
+        simclr([*given, "--images", str(tmp_path / "others")])  # class folders called as the classes: labelled
     assert stop.value.code == 0, capsys.readouterr().err
     measured = export.OnnxModel(out).accuracy["measured"]
     assert measured["images"] == 24
@@ -344,6 +346,7 @@ def test_int8_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     for wrong, said in (
         (["--calibration", str(tmp_path / "empty")], "no images in it"),
         (["--calibration", str(tmp_path / "none")], "no such folder of pictures"),
+        (["--images", str(tmp_path / "pictures")], "calibration: the same pictures as images; leave images out"),
         (["--labels", str(tmp_path / "x.csv")], "--labels .*x.csv needs --images"),
         (["--weights", "fp16"], "calibration is for weights='int8', not 'fp16'"),
     ):
