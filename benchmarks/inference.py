@@ -487,7 +487,7 @@ def ratios(results: Results, operations: dict[str, int]) -> Iterator[str]:
     for what, goal, first, second in comparisons(operations):
         shown = []
         for found in cells.values():
-            pairs = list(zip(found.get(first, ()), found.get(second, ()), strict=False))
+            pairs = list(zip(found.get(first, ()), found.get(second, ()), strict=False))  # one may have been left out
             shown.append(spread([one / other for one, other in pairs], ".2f") if pairs else "")
         if any(shown):
             yield f"| {what} | {goal} | " + " | ".join(shown) + " |"
