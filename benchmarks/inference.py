@@ -487,8 +487,9 @@ def ratios(results: Results, operations: dict[str, int]) -> Iterator[str]:
     for what, goal, first, second in comparisons(operations):
         shown = []
         for found in cells.values():
-            pairs = list(zip(found.get(first, ()), found.get(second, ()), strict=False))  # one may have been left out
-            shown.append(spread([one / other for one, other in pairs], ".2f") if pairs else "")
+            both = first in found and second in found  # rows may have been left out
+            pairs = zip(found[first], found[second], strict=True) if both else ()
+            shown.append(spread([one / other for one, other in pairs], ".2f") if both else "")
         if any(shown):
             yield f"| {what} | {goal} | " + " | ".join(shown) + " |"
 

@@ -96,14 +96,13 @@ def export_model(
     judged = None if images is None else samples.Samples(images, model.image_size, what="images")
     truth = _truth(model, judged, labels)
     pictures = judged.first(32) if judged else samples.textures(32, model.image_size)
-    graph = _checked_graph(model, pictures, weights, image_input, opset)
-    chosen = None
+    graph, session = _checked_graph(model, pictures, weights, image_input, opset)
+    written, chosen = graph, None
     if weights == "int8":
         assert calibration is not None
         chosen = _quantised(model, graph, calibration, judged, truth, image_input, opset)
-        checks.check_places(open_graph(chosen.graph, opset=opset), pictures, image_input)
-    written = chosen.graph if chosen else graph
-    session = open_graph(written, opset=opset)
+        written, session = chosen.graph, open_graph(chosen.graph, opset=opset)
+        checks.check_places(session, pictures, image_input)
     measured = _measured(chosen, session, judged, truth, image_input)
     told = metadata(model, weights, image_input) | {
         "accuracy": json.dumps({"source": model.facts.get("accuracy", {}), "measured": measured}),
@@ -170,8 +169,10 @@ def _truth(
     return truth
 
 
-def _checked_graph(model: SimCLR, pictures: np.ndarray, weights: Weights, image_input: ImageInput, opset: int) -> Graph:
-    """The network in float, the same as torch's. int8 begins here too."""
+def _checked_graph(
+    model: SimCLR, pictures: np.ndarray, weights: Weights, image_input: ImageInput, opset: int
+) -> tuple[Graph, Any]:
+    """The network in float, the same as torch's, and at work on onnxruntime. int8 begins here too."""
     reference = copy.deepcopy(model).to("cpu", torch.float32).eval()
     wanted = checks.torch_outputs(reference, pictures, image_input)
     del reference
@@ -187,7 +188,7 @@ def _checked_graph(model: SimCLR, pictures: np.ndarray, weights: Weights, image_
         wanted = checks.torch_outputs(folded, pictures, image_input)
     checks.check_parity(wanted, session, pictures, image_input)
     checks.check_places(session, pictures, image_input)
-    return graph
+    return graph, session
 
 
 def _quantised(
