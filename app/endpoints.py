@@ -1,4 +1,4 @@
-"""What programs can call on the page: one stable name for each function, plain values in, JSON out (docs/serving.md)."""
+"""What programs can call on the page: a stable name for each function, plain values in, JSON out (docs/serving.md)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -148,9 +148,9 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         return {"deleted": index().delete(_texts(ids))}
 
     def label_next(count: float) -> list[dict[str, str]]:
-        return items(index().get(labelling.worklist(engine, labels, int(count))))
+        return items(index().get(labelling.worklist(engine, labelling.labelled_ids(engine, labels), int(count))))
 
-    def label_(id: str, label: str) -> dict[str, Any]:  # noqa: A002 (the name in the API)
+    def label_(id: str, label: str) -> dict[str, Any]:
         found = index().get([id])
         if not found:
             raise ValueError(f"{id}: not in the gallery.")

@@ -62,13 +62,15 @@ def labelled_ids(engine: Engine, table: Path) -> dict[str, str]:
     return {ids[place]: given[path] for path, both in places.items() for place in both if place in ids}
 
 
-def worklist(engine: Engine, table: Path, count: int) -> list[str]:
-    """Ids of up to ``count`` gallery pictures to label, most worth first (``app.atlas.worth_labelling``)."""
+def worklist(engine: Engine, labelled: Mapping[str, str], count: int) -> list[str]:
+    """Ids of up to ``count`` gallery pictures to label, most worth first (``app.atlas.worth_labelling``).
+
+    ``labelled``: id -> label of those that have one.
+    """
     if engine.index is None:
         return []
     ids, vectors = engine.index.vectors()
-    known = labelled_ids(engine, table)
-    rows = [row for row, id_ in enumerate(ids) if id_ in known]
+    rows = [row for row, id_ in enumerate(ids) if id_ in labelled]
     return [ids[row] for row in atlas.worth_labelling(vectors, rows, None, count)]
 
 
@@ -78,7 +80,7 @@ def nearest_labels(engine: Engine, id_: str, given: Mapping[str, str], *, k: int
     ``given``: id -> label.
     """
     query, vectors = engine.vectors_of([id_]), engine.vectors_of(list(given))
-    if not len(query) or not len(vectors):
+    if not len(query) or len(set(given.values())) < 2:  # of one class alone, everything would be
         return []
     near = np.argsort(-(vectors @ normalise(query[0])), kind="stable")[:k]
     names = [list(given.values())[row] for row in near]

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from export.head_file import save_head
-from export.heads import Taught, probabilities, teach
+from export.embeddings import normalise
+from export.head_file import save_head, taught_facts
+from export.heads import Taught, for_length, probabilities, teach
 from export.runtime import OnnxModel
 
 MOST_CLASSES = 50
@@ -20,11 +21,15 @@ class Example(NamedTuple):
     id: str
     name: str
     source: str
-    vector: np.ndarray  # features (D,)
+    vector: np.ndarray  # its features (D,) at length one
+    length: float  # which they had
 
 
 class Lesson(NamedTuple):
-    """Class name -> its examples, in the order they came; and the class that new examples go to."""
+    """Class name -> its examples, in the order they came; and the class that new examples go to.
+
+    The head is fitted to directions alone, since the gallery keeps nothing else of its pictures.
+    """
 
     classes: dict[str, tuple[Example, ...]] = {}  # noqa: RUF012 (never changed, only replaced)
     active: str = ""
@@ -81,20 +86,15 @@ def fit(lesson: Lesson) -> Taught | None:
 
 
 def answers(taught: Taught, vectors: np.ndarray) -> np.ndarray:
-    """Probabilities (N, classes) of the taught classes for features (N, D)."""
-    return probabilities(taught.head, vectors)
+    """Probabilities (N, classes) of the taught classes for features (N, D) of any length."""
+    return probabilities(taught.head, normalise(vectors))
 
 
-def save(taught: Taught, student: OnnxModel, folder: Path, *, examples: int) -> Path:
+def save(lesson: Lesson, taught: Taught, student: OnnxModel, folder: Path) -> Path:
     """A copy of the student's file with the taught classes, in ``folder``.
 
     Raises ValueError for a student whose file cannot be changed so.
     """
-    facts = {
-        "taught": {
-            "examples": examples,
-            "leave_one_out_accuracy": taught.accuracy,
-            "from": student.fingerprint,
-        }
-    }
-    return save_head(student.path, taught.head, folder / f"{student.path.stem}.taught.onnx", facts=facts)
+    length = float(np.median([example.length for _, example in lesson.examples()]))
+    out = folder / f"{student.path.stem}.taught.onnx"
+    return save_head(student.path, for_length(taught.head, length), out, facts=taught_facts(taught))

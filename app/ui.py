@@ -32,7 +32,6 @@ def build(
     edits = access.edits and engine.index is not None
     with gr.Blocks(title="simclrv2", analytics_enabled=False, delete_cache=(600, 3600), fill_width=False) as page:
         gr.HTML(_header(engine))
-        filled: list[tuple[Any, Any, Any]] = []  # what happens when the page loads
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Classify", id="classify"):
                 first = classify.build(engine, examples=examples, credit=credit)
@@ -68,11 +67,6 @@ def build(
         _refuse_addresses(component)
     page.queue(max_size=64)
     return page
-
-
-def look(folder: Path) -> dict[str, Any]:
-    """What Gradio takes when a page is mounted, for this one's look; the icon is written into ``folder``."""
-    return {"theme": theme.theme(), "css": theme.css(), "favicon_path": str(theme.favicon(folder / "favicon.png"))}
 
 
 def _refuse_addresses(component: Any) -> None:

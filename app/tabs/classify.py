@@ -79,14 +79,14 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
                     elem_id="examples",
                 )
                 gr.HTML(f'<p class="credit">Examples: {html.escape(credit)}.</p>')
-        with gr.Column(scale=7, min_width=320):
+            if able:
+                gr.HTML(parts.classes(engine.labels_of(able[0])))
+        with gr.Column(scale=7, min_width=320, elem_classes="tall"):
             chosen = gr.CheckboxGroup(
                 names, value=names, label="Models", visible=len(able) > 1, elem_id="models", container=False
             )
             verdicts = parts.panel(parts.hint(_EMPTY), name="verdict")
             near = parts.panel(name="nearest")
-            if able:
-                gr.HTML(parts.classes(engine.labels_of(able[0])))
     seen = gr.State(None, time_to_live=3600)
     shown = [verdicts, near, seen]
     picture.change(told(show, lambda text: (text, "", None)), [picture, chosen], shown, **HIDDEN, **MODEL_WORK)

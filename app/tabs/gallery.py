@@ -19,7 +19,7 @@ from export.embeddings import NEAR_DUPLICATE, near_duplicates
 PAGE = 48
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818
     """Somebody pressed Stop."""
 
 
@@ -139,7 +139,7 @@ def build(engine: Engine) -> Any:
     page, chosen = gr.State(0), gr.State([], time_to_live=3600)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
-            label = gr.Dropdown(labels, multiselect=True, label="Labels", elem_id="gallery-label", info="Any, if empty.")
+            label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="gallery-label")
             folder = gr.Dropdown(folders, value=ANY, label="Folder", elem_id="gallery-folder")
             find = gr.Button("Find duplicates", elem_id="find-duplicates")
             with gr.Accordion("Add pictures", open=False, elem_id="add-pictures"):
@@ -156,10 +156,10 @@ def build(engine: Engine) -> Any:
                     halt = gr.Button("Stop", elem_id="stop-folder", min_width=70)
         with gr.Column(scale=9, min_width=320):
             note = gr.HTML(elem_id="gallery-note")
-            bar = parts.panel(name="gallery-picked")
             groups = parts.panel(name="groups")
             pages = parts.panel(name="pages")
             cards = parts.panel(name="gallery")
+            bar = parts.panel(name="gallery-picked", elem_classes="floating")
     inputs, outputs = [page, label, folder, chosen], [page, cards, pages, bar]
     for control in (label.change, folder.change):
         control(show, inputs, outputs, **HIDDEN)

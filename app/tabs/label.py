@@ -12,6 +12,7 @@ from app.tabs.common import HIDDEN, told
 
 ROUND = 50  # pictures chosen at a time
 KEYS = "123456789"
+MOST_NAMES = 100
 
 
 class Work(NamedTuple):
@@ -20,45 +21,51 @@ class Work(NamedTuple):
     queue: tuple[str, ...] = ()
     at: int = 0
     done: tuple[str, ...] = ()  # paths, in the order they were labelled
+    names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
+    given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
 
 def build(engine: Engine, table: Path) -> Any:
     """Returns the event that fills the tab: function, inputs, outputs."""
 
-    def classes() -> list[str]:
-        given = set(labelling.read_labels(table).values())
-        return [*engine.labels_of()] if not given else [*sorted(given), *(name for name in engine.labels_of() if name not in given)]
+    def names(work: Work) -> tuple[str, ...]:
+        """Those of before, then those of the table; the model's own if there are no others, or these are among them."""
+        given = list(labelling.read_labels(table).values())
+        own = engine.labels_of() if set(given) <= set(engine.labels_of()) else ()
+        return tuple(dict.fromkeys([*work.names, *own, *given]))[:MOST_NAMES]
 
-    def begin(extra: list[str]) -> tuple[Any, ...]:
+    def begin(work: Work) -> tuple[Any, ...]:
         if engine.index is None or not engine.index.count():
-            return Work(), parts.hint("The gallery is empty: add pictures first."), progress(Work()), ""
-        queue = labelling.worklist(engine, table, ROUND)
-        return look_at(Work(tuple(queue)), extra)
+            return work, parts.hint("The gallery is empty: add pictures first."), progress(work), ""
+        given = labelling.labelled_ids(engine, table)
+        queue = labelling.worklist(engine, given, ROUND)
+        return look_at(Work(tuple(queue), names=names(work), given=tuple(given.items())))
 
-    def look_at(work: Work, extra: list[str], note: str = "") -> tuple[Any, ...]:
+    def resume(work: Work) -> tuple[Any, ...]:
+        return look_at(work) if work.at < len(work.queue) else begin(work)
+
+    def look_at(work: Work, note: str = "") -> tuple[Any, ...]:
         if work.at >= len(work.queue):
-            end = (
-                "That was this round." if work.queue else "Every picture has a label, or is a near copy of one that has."
-            )
+            end = "That was this round." if work.queue else "Every picture has a label, or nearly its copy has."
             more = '<button type="button" class="strong" data-action="more">The next round</button>'
-            return work, f'<div class="worklist">{parts.hint(end)}{more if work.queue else ""}</div>', progress(work), note
+            shown = f'<div class="worklist">{parts.hint(end)}{more if work.queue else ""}</div>'
+            return work, shown, progress(work), note
         assert engine.index is not None
         id_ = work.queue[work.at]
         found = engine.index.get([id_])
         if not found:
-            return look_at(work._replace(at=work.at + 1), extra, note)
+            return look_at(work._replace(at=work.at + 1), note)
         picture = labelling.picture_to_look_at(found[0].path, engine.index.thumbnail(id_))
-        return work, sheet(id_, found[0].path, picture, extra), progress(work), note
+        return work, sheet(work, found[0].path, picture), progress(work), note
 
-    def sheet(id_: str, path: str, picture: bytes, extra: list[str]) -> str:
+    def sheet(work: Work, path: str, picture: bytes) -> str:
         assert engine.index is not None
-        names = [*dict.fromkeys([*extra, *classes()])][:60]
-        guess = labelling.nearest_labels(engine, id_, labelling.labelled_ids(engine, table))
+        guess = labelling.nearest_labels(engine, work.queue[work.at], dict(work.given))
         buttons = "".join(
             f'<button type="button" data-action="label" data-id="{html.escape(name, quote=True)}"'
             f'{f" data-key={KEYS[row]}" if row < len(KEYS) else ""} class="{"guess" if name in guess[:1] else ""}">'
             f"{f'<kbd>{KEYS[row]}</kbd>' if row < len(KEYS) else ''}{html.escape(name)}</button>"
-            for row, name in enumerate(names)
+            for row, name in enumerate(work.names)
         )
         root = parts.folders(engine.index).root
         return (
@@ -75,41 +82,46 @@ def build(engine: Engine, table: Path) -> Any:
         left = max(len(work.queue) - work.at, 0)
         return parts.hint(f"{count} labels in {table.name}; {left} pictures left in this round.")
 
-    def put(work: Work, label: str, extra: list[str]) -> tuple[Any, ...]:
+    def put(work: Work, label: str) -> tuple[Any, ...]:
         assert engine.index is not None
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
-            return look_at(work._replace(at=work.at + 1), extra)
+            return look_at(work._replace(at=work.at + 1))
         labels = labelling.read_labels(table)
-        labelling.write_labels(table, {**labels, found[0].path: labelling.clean_label(label)})
-        return look_at(work._replace(at=work.at + 1, done=(*work.done, found[0].path)), extra)
+        label = labelling.clean_label(label)
+        labelling.write_labels(table, {**labels, found[0].path: label})
+        done, given = (*work.done, found[0].path), (*work.given, (found[0].id, label))
+        return look_at(work._replace(at=work.at + 1, done=done, given=given))
 
-    def undo(work: Work, extra: list[str]) -> tuple[Any, ...]:
+    def undo(work: Work) -> tuple[Any, ...]:
         if not work.at:
-            return look_at(work, extra)
-        labels = labelling.read_labels(table)
+            return look_at(work)
         assert engine.index is not None
-        path = next((item.path for item in engine.index.get([work.queue[work.at - 1]])), "")
+        id_ = work.queue[work.at - 1]
+        path = next((item.path for item in engine.index.get([id_])), "")
         if path in work.done:
+            labels = labelling.read_labels(table)
             labels.pop(path, None)
             labelling.write_labels(table, labels)
-        return look_at(work._replace(at=work.at - 1, done=tuple(one for one in work.done if one != path)), extra)
+        done = tuple(one for one in work.done if one != path)
+        given = tuple(pair for pair in work.given if pair[0] != id_)
+        return look_at(work._replace(at=work.at - 1, done=done, given=given))
 
-    def click(work: Work, extra: list[str], event: gr.EventData) -> tuple[Any, ...]:
+    def click(work: Work, event: gr.EventData) -> tuple[Any, ...]:
         action, id_ = parts.clicked(event)
         if action == "label":
-            return put(work, id_, extra)
+            return put(work, id_)
         if action == "skip":
-            return look_at(work._replace(at=work.at + 1), extra)
+            return look_at(work._replace(at=work.at + 1))
         if action == "undo":
-            return undo(work, extra)
-        return begin(extra)
+            return undo(work)
+        return begin(work)
 
-    def name_class(work: Work, extra: list[str], name: str) -> tuple[Any, ...]:
-        extra = [*dict.fromkeys([labelling.clean_label(name), *extra])]
-        return (*look_at(work, extra), extra, "")
+    def name_class(work: Work, name: str) -> tuple[Any, ...]:
+        added = tuple(dict.fromkeys([*work.names, labelling.clean_label(name)]))[:MOST_NAMES]
+        return (*look_at(work._replace(names=added)), "")
 
-    work, extra = gr.State(Work(), time_to_live=12 * 3600), gr.State([], time_to_live=12 * 3600)
+    work = gr.State(Work(), time_to_live=12 * 3600)
     with gr.Column(elem_classes="narrow"):
         state = gr.HTML(elem_id="label-progress")
         note = gr.HTML(elem_id="label-note")
@@ -129,7 +141,7 @@ def build(engine: Engine, table: Path) -> Any:
     def failed(text: str, *, more: int = 0) -> tuple[Any, ...]:
         return (gr.skip(), gr.skip(), gr.skip(), text) + (gr.skip(),) * more
 
-    shown.select(told(click, failed), [work, extra], outputs, **HIDDEN)
-    gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=2)), [work, extra, name],
-          [*outputs, extra, name], **HIDDEN)  # fmt: skip
-    return told(begin, failed), [extra], outputs
+    shown.select(told(click, failed), [work], outputs, **HIDDEN)
+    gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [work, name],
+          [*outputs, name], **HIDDEN)  # fmt: skip
+    return told(resume, failed), [work], outputs

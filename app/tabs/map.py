@@ -90,7 +90,7 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
             names = [label.get(id_, "") for id_ in ids]
         total = engine.index.count()
         some = f" (an even sample of {total:,})" if len(ids) < total else ""
-        text = f"{len(ids):,} pictures{some}. Near each other means alike to the model. Click a point, or use the arrow keys."
+        text = f"{len(ids):,} pictures{some}; near means alike to the model. Click a point, or use the arrow keys."
         return points(positions, names), parts.hint(text), ids, ""
 
     def point(ids: list[str], event: gr.EventData) -> str:
@@ -104,7 +104,8 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
             f'<figure class="point"><img src="{parts.thumb(item.id)}" alt="">'
             f"<figcaption><strong>{html.escape(item.label or '(no label)')}</strong>"
             f"<span>{html.escape(parts.shown_path(item.path, root))}</span>"
-            f'<button type="button" data-action="open" data-id="{item.id}">More like this</button></figcaption></figure>'
+            f'<button type="button" data-action="open" data-id="{item.id}">More like this</button>'
+            "</figcaption></figure>"
         )
 
     methods = [("PCA", "pca")]

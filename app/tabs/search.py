@@ -124,14 +124,14 @@ def build(engine: Engine) -> SearchTab:
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
             picture = picture_input("query", says="Drop a picture here\n— or —\nclick to choose one", height=220)
-            label = gr.Dropdown(labels, multiselect=True, label="Labels", elem_id="filter-label", info="Any, if empty.")
+            label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="filter-label")
             folder = gr.Dropdown(folders, value=ANY, label="Folder", elem_id="filter-folder")
             count = gr.Slider(4, MOST_HITS, 16, step=4, label="How many", elem_id="count")
         with gr.Column(scale=9, min_width=320):
             chip = parts.panel(name="asked")
             note = gr.HTML(parts.hint(_EMPTY), elem_id="note")
-            bar = parts.panel(name="picked")
             results = parts.panel(name="results")
+            bar = parts.panel(name="picked", elem_classes="floating")
     inputs, outputs = [query, count, label, folder, picks], [results, note, chip]
     run = told(show, lambda text: ("", text, ""))
     event: dict[str, Any] = {**HIDDEN, **MODEL_WORK}

@@ -1,36 +1,45 @@
 """Teach: name a class, show a few examples, and a head on the features knows it at once. Kept for the session only."""
 
-import hashlib
 import html
+import io
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
+from gradio.utils import get_upload_folder
+from PIL import Image
 
 from app import lesson as lessons
 from app import parts
 from app.access import Access
 from app.engine import Engine
-from app.index import Item
 from app.lesson import Example, Lesson
 from app.tabs.common import HIDDEN, MODEL_WORK, PICTURE_ENDINGS, look, picture_input, told, uploaded
 from app.uploads import Refused
+from export.embeddings import normalise
 from export.heads import Taught
 
 SHOWN = 48  # gallery pictures to choose from
 _BEGIN = "Name two classes or more and give each a few examples: click pictures of the gallery, or upload your own."
-_ORDERS = ("as they were added", "most like the class", "least certain")
+ORDERS = ("as they were added", "most like the class", "least certain")
+
+
+class State(NamedTuple):
+    """A visitor's lesson, what came of it, and the gallery pictures on offer, which stay where they are."""
+
+    lesson: Lesson = Lesson()
+    taught: Taught | None = None
+    offered: tuple[str, ...] = ()
 
 
 def build(engine: Engine, access: Access) -> Any:
     """Returns the event that fills the tab when the page loads: function, inputs, outputs."""
-    State = tuple[Lesson, Taught | None]  # noqa: N806
 
     def board(state: State) -> str:
         """The classes with their examples."""
-        lesson = state[0]
+        lesson = state.lesson
         if not lesson.classes:
             return parts.hint(_BEGIN)
         sections = []
@@ -54,7 +63,7 @@ def build(engine: Engine, access: Access) -> Any:
 
     def score(state: State) -> str:
         """How good the head is, honestly."""
-        lesson, taught = state
+        taught = state.taught
         if taught is None:
             return parts.hint("With examples of two classes there will be an answer here.")
         total = sum(taught.examples.values())
@@ -69,109 +78,123 @@ def build(engine: Engine, access: Access) -> Any:
         note = f"<p>{html.escape(taught.note)}</p>" if taught.note else ""
         return f'<section class="score"><div class="figures">{head}</div>{rows}{note}</section>'
 
-    def offer(state: State, order: str) -> str:
-        """Gallery pictures to choose examples from, each with what the head takes it for."""
-        lesson, taught = state
-        if engine.index is None or not engine.index.count():
+    def offer(state: State) -> str:
+        """The gallery pictures on offer, each with what the head takes it for."""
+        lesson, taught = state.lesson, state.taught
+        if not state.offered or engine.index is None:
             return parts.hint("There is no gallery to choose from; upload examples instead.")
-        used = {example.id for _, example in lesson.examples()}
-        items = [item for item in candidates(state, order) if item.id not in used][:SHOWN]
-        notes = dict.fromkeys((item.id for item in items), ("", ""))
+        items = engine.index.get(state.offered)
+        mine = {example.id for example in lesson.classes.get(lesson.active, ())}
+        names = [(parts.called(item), "") for item in items]
         if taught is not None and items:
             sure = lessons.answers(taught, engine.vectors_of([item.id for item in items]))
-            for item, row in zip(items, sure, strict=True):
-                best = int(row.argmax())
-                notes[item.id] = (taught.head.classes[best], f"{row[best]:.0%}")
+            names = [(taught.head.classes[int(row.argmax())], f"{row.max():.0%}") for row in sure]
         cards = [
-            parts.Card(item.id, parts.thumb(item.id), notes[item.id][0] or parts.called(item), notes[item.id][1])
-            for item in items
+            parts.Card(item.id, parts.thumb(item.id), *name, item.id in mine)
+            for item, name in zip(items, names, strict=True)
         ]
-        does = f"An example of {lesson.active}" if lesson.active else "Name a class first, then this is an example"
+        does = f"An example of {lesson.active}, or none any more" if lesson.active else "Name a class first"
         return parts.grid(cards, action="example", does=does)
 
-    def candidates(state: State, order: str) -> list[Item]:
-        lesson, taught = state
-        assert engine.index is not None
+    def ranked(state: State, order: str) -> State:
+        """With other pictures on offer: those that the order wants first."""
+        if engine.index is None:
+            return state
+        lesson, taught = state.lesson, state.taught
+        ids, vectors = engine.index.vectors()
         mine = [example.vector for example in lesson.classes.get(lesson.active, ())]
-        many = SHOWN + len(lesson.examples())
-        if order == _ORDERS[1] and mine:
-            hits = engine.index.search(np.mean(mine, axis=0), many, thumbnails=False)
-            return [Item(hit.id, hit.path, hit.label) for hit in hits]
-        if order == _ORDERS[2] and taught is not None:
-            ids, vectors = engine.index.vectors()
+        if order == ORDERS[1] and mine:
+            rows = np.argsort(-(vectors @ np.mean(mine, axis=0)), kind="stable")
+        elif order == ORDERS[2] and taught is not None:
             best = np.sort(lessons.answers(taught, vectors), axis=1)
-            return engine.index.get([ids[row] for row in np.argsort(best[:, -1] - best[:, -2])[:many]])
-        ids, _ = engine.index.vectors()
-        spread = np.linspace(0, len(ids) - 1, min(many, len(ids))).astype(int)  # of every folder some
-        return engine.index.get([ids[row] for row in spread])
+            rows = np.argsort(best[:, -1] - best[:, -2], kind="stable")
+        else:
+            rows = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)  # of every folder some
+        return state._replace(offered=tuple(ids[row] for row in rows[:SHOWN]))
 
-    def all_of(state: State, order: str, note: str = "") -> tuple[Any, ...]:
-        names = list(state[0].classes)
-        into = f"into {state[0].active}" if state[0].active else "once there is a class"
+    def everything(state: State, note: str = "") -> tuple[Any, ...]:
+        lesson = state.lesson
+        into = f"into {lesson.active}" if lesson.active else "once there is a class"
         return (
-            state, board(state), score(state), offer(state, order), note,
-            gr.UploadButton(f"Upload examples {into}", interactive=bool(names)),
-            gr.Button(interactive=state[1] is not None),
+            state, board(state), score(state), offer(state), note,
+            gr.UploadButton(f"Upload examples {into}", interactive=bool(lesson.classes)),
+            gr.Button(interactive=state.taught is not None),
         )  # fmt: skip
 
-    def after(state: State, order: str, lesson: Lesson, note: str = "") -> tuple[Any, ...]:
-        return all_of((lesson, lessons.fit(lesson)), order, note)
+    def after(state: State, lesson: Lesson, note: str = "") -> tuple[Any, ...]:
+        return everything(state._replace(lesson=lesson, taught=lessons.fit(lesson)), note)
 
-    def name_class(state: State, order: str, name: str) -> tuple[Any, ...]:
-        return (*after(state, order, lessons.add_class(state[0], name)), "")
+    def begin(state: State, order: str) -> tuple[Any, ...]:
+        return everything(state if state.offered else ranked(state, order))
 
-    def click_board(state: State, order: str, event: gr.EventData) -> tuple[Any, ...]:
+    def rank(state: State, order: str) -> tuple[Any, ...]:
+        return everything(ranked(state, order))
+
+    def name_class(state: State, name: str) -> tuple[Any, ...]:
+        return (*after(state, lessons.add_class(state.lesson, name)), "")
+
+    def click_board(state: State, event: gr.EventData) -> tuple[Any, ...]:
         action, id_ = parts.clicked(event)
-        lesson = state[0]
+        lesson = state.lesson
         if action == "activate" and id_ in lesson.classes:
             lesson = lesson._replace(active=id_)
         elif action == "remove-class":
             lesson = lessons.remove_class(lesson, id_)
         elif action == "remove-example":
             lesson = lessons.remove_example(lesson, id_)
-        return after(state, order, lesson)
+        return after(state, lesson)
 
-    def click_offer(state: State, order: str, event: gr.EventData) -> tuple[Any, ...]:
+    def click_offer(state: State, event: gr.EventData) -> tuple[Any, ...]:
         _, id_ = parts.clicked(event)
-        items = engine.index.get([id_]) if engine.index is not None else []
-        examples = [Example(item.id, parts.called(item), parts.thumb(item.id), engine.vectors_of([item.id])[0])
-                    for item in items]  # fmt: skip
-        return after(state, order, lessons.add_examples(state[0], examples))
+        lesson = state.lesson
+        if any(example.id == id_ for example in lesson.classes.get(lesson.active, ())):
+            return after(state, lessons.remove_example(lesson, id_))
+        return after(state, lessons.add_examples(lesson, [of_gallery(id_)]))
 
-    def upload(state: State, order: str, files: list[Any] | None) -> tuple[Any, ...]:
+    def of_gallery(id_: str) -> Example:
+        item = next(iter(engine.index.get([id_]) if engine.index is not None else []), None)
+        small = engine.index.thumbnail(id_) if item is not None and engine.index is not None else None
+        if item is None or small is None:
+            raise ValueError("That picture is no longer in the gallery.")
+        length = float(np.linalg.norm(engine.embed(Image.open(io.BytesIO(small)))))
+        return Example(item.id, parts.called(item), parts.thumb(item.id), engine.vectors_of([item.id])[0], length)
+
+    def upload(state: State, files: list[str] | None) -> tuple[Any, ...]:
         examples, troubles = [], []
         for file in files or []:
             try:
                 picture = engine.look(file)
-                examples.append(
-                    Example(picture.id, Path(file).name, parts.data_uri(picture.thumbnail), engine.embed(picture))
-                )
+                vector = engine.embed(picture)
             except Refused as error:
                 troubles.append(str(error))
+                continue
+            source, length = parts.data_uri(picture.thumbnail), float(np.linalg.norm(vector))
+            examples.append(Example(picture.id, Path(file).name, source, normalise(vector), length))
         note = "".join(parts.problem(text) for text in troubles[:3])
-        return after(state, order, lessons.add_examples(state[0], examples), note)
+        return after(state, lessons.add_examples(state.lesson, examples), note)
 
     def attempt(path: str | None, state: State) -> str:
         picture = look(engine, path)
         if picture is None:
             return ""
-        if state[1] is None:
+        if state.taught is None:
             return parts.hint("Teach two classes first.")
-        sure = lessons.answers(state[1], engine.embed(picture)[None])[0]
-        ranked = sorted(zip(state[1].head.classes, sure.tolist(), strict=True), key=lambda pair: -pair[1])
-        return parts.bars(ranked[:5])
+        sure = lessons.answers(state.taught, engine.embed(picture)[None])[0]
+        found = sorted(zip(state.taught.head.classes, sure.tolist(), strict=True), key=lambda pair: -pair[1])
+        return parts.bars(found[:5])
 
     def save(state: State) -> tuple[Any, str]:
-        if state[1] is None:
+        if state.taught is None:
             raise ValueError("Teach two classes first.")
-        folder = Path(tempfile.mkdtemp(prefix="taught-", dir=tempfile.gettempdir()))
-        file = lessons.save(state[1], engine.model, folder, examples=sum(state[1].examples.values()))
-        return gr.DownloadButton(value=str(file), visible=True), parts.done(
-            f"{file.name}: {len(state[1].head.classes)} classes, {file.stat().st_size / 1e6:.1f} MB, checked. It works "
-            "wherever the student does."
+        folder = Path(tempfile.mkdtemp(prefix="taught-", dir=get_upload_folder()))  # tidied up with the uploads
+        file = lessons.save(state.lesson, state.taught, engine.model, folder)
+        size = file.stat().st_size / 1e6
+        text = (
+            f"{file.name}: {len(state.taught.head.classes)} classes, {size:.1f} MB, checked; a student like any other."
         )
+        return gr.DownloadButton(value=str(file), visible=True), parts.done(text)
 
-    state = gr.State((Lesson(), None), time_to_live=3600)
+    state = gr.State(State(), time_to_live=3600)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             with gr.Row(elem_classes="inline"):
@@ -198,7 +221,7 @@ def build(engine: Engine, access: Access) -> Any:
             if not access.edits:
                 gr.HTML(parts.hint("What you teach here stays in this page and is gone when you close it."))
         with gr.Column(scale=7, min_width=320):
-            order = gr.Radio(list(_ORDERS), value=_ORDERS[0], label="Gallery pictures", elem_id="order")
+            order = gr.Radio(list(ORDERS), value=ORDERS[0], label="Gallery pictures", elem_id="order")
             offered = parts.panel(name="offer")
     outputs = [state, shown, figures, offered, note, files, keep]
 
@@ -206,13 +229,13 @@ def build(engine: Engine, access: Access) -> Any:
         return tuple(text if output is note else gr.skip() for output in outputs) + (gr.skip(),) * more
 
     event: dict[str, Any] = {**HIDDEN, **MODEL_WORK}
-    gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [state, order, name],
+    gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [state, name],
           [*outputs, name], **event)  # fmt: skip
-    shown.select(told(click_board, failed), [state, order], outputs, **event)
-    offered.select(told(click_offer, failed), [state, order], outputs, **event)
-    files.upload(told(upload, failed), [state, order, files], outputs, **event)
-    order.change(told(offer, lambda text: text), [state, order], offered, **event)
+    shown.select(told(click_board, failed), [state], outputs, **event)
+    offered.select(told(click_offer, failed), [state], outputs, **event)
+    files.upload(told(upload, failed), [state, files], outputs, **event)
+    order.change(told(rank, failed), [state, order], outputs, **event)
     gr.on([tried.upload, tried.clear], told(attempt, lambda text: text), [tried, state], verdict, **event)
     if access.edits:
         keep.click(told(save, lambda text: (gr.skip(), text)), state, [kept, note], **HIDDEN)
-    return offer, [state, order], offered
+    return told(begin, failed), [state, order], outputs
