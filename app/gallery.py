@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from app.index import FileState, GalleryIndex, Record, open_index
+from app.index import FileState, Index, Record, open_index
 from app.pictures import drawn_folder
 from export.runtime import CHUNK, OnnxModel
 from zoo.files import cache_dir
@@ -34,10 +34,10 @@ class Report(NamedTuple):
 def index_path(folder: Path, fingerprint: str) -> Path:
     """Where the index of a folder embedded by a model is kept."""
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
-    return cache_dir() / "galleries" / f"{place[:16]}-{fingerprint[:16]}.sqlite"
+    return cache_dir() / "galleries" / f"{place[:16]}-{fingerprint[:16]}.pictures.sqlite"
 
 
-def open_gallery(folder: Path | None, model: OnnxModel, *, progress: bool = True) -> tuple[GalleryIndex, Report]:
+def open_gallery(folder: Path | None, model: OnnxModel, *, progress: bool = True) -> tuple[Index, Report]:
     """The index of a folder, brought up to date; of the drawn pictures when there is no folder.
 
     Raises ValueError for a folder that is missing or holds no picture.
@@ -47,7 +47,7 @@ def open_gallery(folder: Path | None, model: OnnxModel, *, progress: bool = True
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder.")
     path = index_path(folder, model.fingerprint)
-    index = open_index(path, fingerprint=model.fingerprint, dimension=model.feature_width)
+    index = open_index(path, model=model.fingerprint, dimension=model.feature_width)
     try:
         report = embed_folder(folder, model, index, progress=progress)
         if not index.count():
@@ -69,7 +69,7 @@ def image_files(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def embed_folder(folder: Path, model: OnnxModel, index: GalleryIndex, *, progress: bool = True) -> Report:
+def embed_folder(folder: Path, model: OnnxModel, index: Index, *, progress: bool = True) -> Report:
     """Bring an index up to date with a folder. A file is looked at again when its size or time of change differs.
 
     Interrupted, what is embedded stays: the next call goes on from there.
@@ -113,7 +113,7 @@ def _embed_some(
     names: list[str],
     stats: dict[str, tuple[int, int]],
     model: OnnxModel,
-    index: GalleryIndex,
+    index: Index,
     pool: ThreadPoolExecutor,
 ) -> int:
     seen: dict[str, _Seen] = {}

@@ -44,7 +44,7 @@ def test_none_is_likely_below_even_odds() -> None:
 
 
 def test_search_and_facts(model: export.OnnxModel, photo: np.ndarray, tmp_path: Path) -> None:
-    index = open_index(tmp_path / "g.sqlite", fingerprint=model.fingerprint, dimension=model.feature_width)
+    index = open_index(tmp_path / "g.sqlite", model=model.fingerprint, dimension=model.feature_width)
     served = Engine(model, index)
     other = 255 - photo
     index.add([Record(name, name, "", b"", served.embed(array)) for name, array in (("a", photo), ("b", other))])
