@@ -76,7 +76,8 @@ class Batcher:
     def _taken(self) -> list[tuple[np.ndarray, "Future[Any]"]]:
         """The first in the queue, and those behind it that are of its shape and type."""
         kind = _kind(self._queue[0][0])
-        batch, rest = [], []
+        batch: list[tuple[np.ndarray, Future[Any]]] = []
+        rest: list[tuple[np.ndarray, Future[Any]]] = []
         while self._queue and len(batch) < self._most:
             item = self._queue.popleft()
             (batch if _kind(item[0]) == kind else rest).append(item)
@@ -102,9 +103,10 @@ def _kind(pixels: np.ndarray) -> tuple[Any, ...]:
 
 
 def _rows(output: Any, count: int) -> list[Any]:
-    arrays = [array for array in (output if isinstance(output, tuple) else (output,)) if array is not None]
+    several = hasattr(output, "_make")  # a named tuple
+    arrays = [array for array in (output if several else (output,)) if array is not None]
     if any(len(array) != count for array in arrays):
         raise RuntimeError(f"A batch of {count} pictures was answered by arrays of {[len(array) for array in arrays]}.")
-    if not isinstance(output, tuple):
+    if not several:
         return [output[row].copy() for row in range(count)]
     return [output._make(None if array is None else array[row].copy() for array in output) for row in range(count)]

@@ -185,6 +185,8 @@ class Impatient(H11Protocol):
     """uvicorn's HTTP, for clients that dawdle: a connection on which no request begins within 15 s, counted from its
     opening or the answer before, is closed, however slowly its bytes drip in."""
 
+    _watched: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._watch()
@@ -194,11 +196,12 @@ class Impatient(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._watched.cancel()
+        if self._watched is not None:
+            self._watched.cancel()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        if hasattr(self, "_watched"):
+        if self._watched is not None:
             self._watched.cancel()
         self._watched = self.loop.call_later(_HEADER_SECONDS, self._close_if_idle)
 

@@ -90,7 +90,8 @@ def create_app(
     _add_api(app, engine, access, signed_in, most=(limits or Limits()).requests)
     if page is not None:
         gradio_app.append(_mount(app, page, look or Look(), sign_in=doors.sign_in if access.password else None))
-    app.router.lifespan_context = _once(app.router.lifespan_context, page, uploads, guards := [])
+    guards: list[Guard] = []
+    app.router.lifespan_context = _once(app.router.lifespan_context, page, uploads, guards)
     app.add_middleware(_Started, start=app.router.lifespan_context, app_of=app)
     app.add_middleware(_guard, guards=guards, local=access.edits and not access.password, frames=frames, limits=limits)
     return app
@@ -308,8 +309,8 @@ def _mount(app: FastAPI, page: gr.Blocks, look: Look, *, sign_in: Any) -> routes
         favicon_path=str(look.favicon) if look.favicon else None,
     )
     page.has_launched = True  # else what a callback returns as a file is not checked
-    mounted: routes.App = next(route.app for route in app.routes if isinstance(getattr(route, "app", None), routes.App))
-    return mounted
+    found = [getattr(route, "app", None) for route in app.routes]
+    return next(one for one in found if isinstance(one, routes.App))
 
 
 def _refuse_addresses(component: Any) -> None:
