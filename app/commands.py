@@ -13,13 +13,33 @@ PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--model", type=PATH, help="An exported student; the bundled one unless given.")
-@click.option("--gallery", type=PATH, help="A folder of pictures to search; drawn ones unless given.")
+@click.option(
+    "--model",
+    "models",
+    type=PATH,
+    multiple=True,
+    help="An exported student; the bundled one unless given. Several times: side by side.",
+)
+@click.option("--gallery", help="A folder of pictures, or an index, to search; drawn pictures unless given.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
 @click.option("--port", type=int, help="The first free one from 7860 unless given.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
-def app(model: Path | None, gallery: Path | None, host: str, port: int | None, browser: bool) -> None:
-    """Serve the page: classify pictures and search a gallery. Nothing leaves this machine."""
+@click.option("--public", is_flag=True, help="For strangers: nothing of the gallery can be changed.")
+@click.option("--auth", type=PATH, help="A file with lines user:password; $SIMCLR_AUTH holds one, too.")
+def app(
+    models: tuple[Path, ...],
+    gallery: str | None,
+    host: str,
+    port: int | None,
+    browser: bool,
+    public: bool,
+    auth: Path | None,
+) -> None:
+    """Serve the page: classify pictures, search a gallery, teach new classes. Nothing leaves this machine.
+
+    Pictures can be added, labelled and deleted on this machine alone, or with a password; other machines see the
+    gallery read-only unless --auth is given.
+    """
     from app.serve import serve
 
     def end(*_: object) -> None:
@@ -27,7 +47,7 @@ def app(model: Path | None, gallery: Path | None, host: str, port: int | None, b
 
     signal.signal(signal.SIGTERM, end)
     try:
-        serve(model, gallery, host=host, port=port, browser=browser)
+        serve(models, gallery, host=host, port=port, browser=browser, public=public, auth=auth)
     except KeyboardInterrupt:
         sys.stdout.flush()
         os._exit(130)  # all is closed; threads that hold connections of open pages would keep Python waiting

@@ -1,16 +1,25 @@
-"""From a model's path and a folder to a served page."""
+"""From models' paths and a gallery to a served page."""
 
+import asyncio
+import contextlib
 import importlib
+import json
 import os
 import socket
 import sys
 import tempfile
+import threading
 import time
+import webbrowser
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.access import Access, access_for, accounts, told
 from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
 from app.pictures import DRAWN, drawn_folder
@@ -18,91 +27,217 @@ from export.runtime import OnnxModel
 from zoo.files import cache_dir
 
 FIRST_PORT, PORTS = 7860, 100
+_CONNECTIONS = 1000  # open at a time; beyond that, 503 at once
+_HEADER_BYTES, _HEADER_SECONDS = 16_384, 15.0
+_HUGGING_FACE = "https://huggingface.co"  # shows Spaces in a frame
 
 
 def serve(
-    model: Path | None = None,
-    gallery: Path | None = None,
+    models: Sequence[Path] = (),
+    gallery: Path | str | None = None,
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
     browser: bool = True,
+    public: bool = False,
+    auth: Path | None = None,
 ) -> None:
     """Serve the page until interrupted. ``port=None`` takes the first free one from 7860.
 
-    Raises ValueError for a model or gallery that cannot be used, or a port that is taken.
+    ``models``: exported students, the bundled one unless given; the first one embeds. ``auth``: a file with lines
+    user:password; $SIMCLR_AUTH adds to it. The address answers at once: /healthz with 200, all else with 503 until the
+    models have passed their self-tests and the gallery is up to date; from then on /readyz answers 200.
+
+    Raises ValueError for a model or gallery that cannot be used, a port that is taken, or accounts that cannot be read.
     """
     started = time.monotonic()
-    port = free_port(host, port)
-    with tempfile.TemporaryDirectory(prefix="simclr-", ignore_cleanup_errors=True) as folder:
-        be_quiet(Path(folder))
+    users = accounts(auth)
+    access = access_for(host, public=public, auth=bool(users))
+    listening = listen(host, port)
+    port = listening.getsockname()[1]
+    with (
+        contextlib.closing(listening),
+        tempfile.TemporaryDirectory(prefix="simclr-", ignore_cleanup_errors=True) as folder,
+        running(waiting := Waiting(), listening),
+    ):
+        uploads = be_quiet(Path(folder))
         with ThreadPoolExecutor(1) as pool:  # Gradio takes seconds to import: meanwhile the gallery is opened
-            page_module = pool.submit(importlib.import_module, "app.ui")
-            onnx = OnnxModel(model or bundled_student())
-            index, report = open_gallery(gallery, onnx)
-            ui = page_module.result()
+            page_modules = pool.submit(lambda: [importlib.import_module(name) for name in ("app.ui", "app.server")])
+            students = [OnnxModel(path, threads=_cores()) for path in models or [bundled_student()]]
+            index, report = open_gallery(gallery, students[0])
+            page_modules.result()
         print(_told(report, index.count()), file=sys.stderr)
+        engine = Engine(students[0], index, others=students[1:])
         try:
-            launch(ui, Engine(onnx, index), Path(folder), host=host, port=port, browser=browser)
-            shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-            address = f"[{shown}]" if ":" in shown else shown
-            print(
-                f"Serving {onnx.architecture} at http://{address}:{port} ({time.monotonic() - started:.1f} s)",
-                flush=True,
-            )
-            if host not in ("127.0.0.1", "localhost", "::1"):
-                print("Other machines can reach this page; there is no password.", file=sys.stderr)
+            waiting.hand_over(application(engine, access, uploads=uploads, folder=Path(folder), auth=users))
+            address = f"http://{_shown(host)}:{port}"
+            names = " and ".join(student.architecture for student in students)
+            print(f"Serving {names} at {address} ({time.monotonic() - started:.1f} s)", flush=True)
+            print("\n".join(told(access, host, port)), file=sys.stderr)
+            if browser:
+                webbrowser.open(address)
             while True:
                 time.sleep(3600)  # unlike waiting for an event, Ctrl-C ends this on Windows too
         finally:
-            index.close()
+            engine.close()
 
 
-def launch(ui: ModuleType, engine: Engine, folder: Path, *, host: str, port: int, browser: bool = False) -> Any:
-    """Start the server and return the page (``page.close()`` stops it). ``folder`` takes the page's own files."""
+def application(
+    engine: Engine, access: Access, *, uploads: Path, folder: Path, auth: Sequence[tuple[str, str]] = ()
+) -> Any:
+    """The web application with the page. ``folder`` takes the page's own files."""
+    from app import server, ui
+
     pictures = drawn_folder(cache_dir())
     page = ui.build(engine, examples=[pictures / name / "1.jpg" for name in DRAWN])
-    page.launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=browser,
-        prevent_thread_lock=True,
-        share=False,
-        quiet=True,
-        run_history=False,
-        enable_monitoring=False,
-        footer_links=["api"],
-        max_file_size=ui.MAX_FILE_SIZE,
-        theme=ui.theme(),
-        css=ui.css(),
-        favicon_path=ui.favicon(folder / "favicon.png"),
-        ssr_mode=False,
-    )
-    return page
+    look = server.Look(theme=ui.theme(), css=ui.css(), favicon=ui.favicon(folder / "favicon.png"))
+    frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
+    return server.create_app(engine, access, page=page, look=look, auth=auth, uploads=uploads, frames=frames)
 
 
-def be_quiet(folder: Path) -> None:
-    """Keep Gradio from asking the network for anything, and its uploads in ``folder``. To be called before its import.
+def be_quiet(folder: Path) -> Path:
+    """Keep Gradio from asking the network for anything, and its files in ``folder``. To be called before its import.
 
-    Environment variables are the only switches it has for this.
+    Environment variables are the only switches it has for this. Returns the folder of uploads.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
     os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "uploads"))
+    return Path(os.environ["GRADIO_TEMP_DIR"])
 
 
-def free_port(host: str, port: int | None) -> int:
-    """The port asked for, or the first free one from 7860. Raises ValueError if it is taken or cannot be had."""
+# The address
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A socket that listens at the port asked for, or the first free one from 7860.
+
+    Raises ValueError if it is taken or cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reason = ""
     for candidate in [port] if port is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
-            socket.create_server((host, candidate), family=family).close()
-            return candidate
+            return socket.create_server((host, candidate), family=family, backlog=1024)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
     wanted = f"Port {port}" if port is not None else f"Every port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}"
     raise ValueError(f"{wanted} of {host} cannot be used ({reason}); choose another with --port.")
+
+
+def _shown(host: str) -> str:
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"[{shown}]" if ":" in shown else shown
+
+
+def _cores() -> int | None:
+    """The processors this process may use, where fewer than there are; onnxruntime would not notice."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    mine = len(os.sched_getaffinity(0))
+    return mine if mine < (os.cpu_count() or 1) else None
+
+
+# The server
+
+
+class Waiting:
+    """An ASGI application that is alive but not ready, until it hands over to the one that is."""
+
+    def __init__(self) -> None:
+        self.app: Any = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.contexts = contextlib.AsyncExitStack()
+
+    def hand_over(self, app: Any) -> None:
+        """Start ``app`` in the server's event loop; from then on every request goes there. Called from any thread."""
+        assert self.loop is not None
+        asyncio.run_coroutine_threadsafe(self._take(app), self.loop).result()
+
+    async def _take(self, app: Any) -> None:
+        await self.contexts.enter_async_context(app.router.lifespan_context(app))
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif self.app is not None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            alive = scope["path"] == "/healthz"
+            said = {"status": "alive" if alive else "starting"}
+            headers = [(b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff")]
+            headers += [] if alive else [(b"retry-after", b"2")]
+            await send({"type": "http.response.start", "status": 200 if alive else 503, "headers": headers})
+            await send({"type": "http.response.body", "body": json.dumps(said).encode()})
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        await receive()
+        self.loop = asyncio.get_running_loop()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.contexts.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class Impatient(H11Protocol):
+    """uvicorn's HTTP, for clients that dawdle: a connection on which no request begins within 15 s, counted from its
+    opening or the answer before, is closed, however slowly its bytes drip in."""
+
+    _watched: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._watched is not None:
+            self._watched.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self._watched is not None:
+            self._watched.cancel()
+        self._watched = self.loop.call_later(_HEADER_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+@contextlib.contextmanager
+def running(app: Any, listening: socket.socket) -> Iterator[uvicorn.Server]:
+    """A server in a thread of its own, for as long as the context lasts."""
+    config = uvicorn.Config(
+        app,
+        http=Impatient,
+        ws="none",
+        lifespan="on",
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True, name="server")
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("The server did not start.")
+            time.sleep(0.005)
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 def _told(report: Any, count: int) -> str:
