@@ -16,6 +16,7 @@ from zoo.transforms import read_image
 
 LONGEST_LABEL = 60
 SHOWN = 640  # pixels of the longer side of a picture to look at
+FEWEST = 5  # labels from which the nearest ones say something
 _COLUMNS = ["path", "label"]
 
 
@@ -80,7 +81,7 @@ def nearest_labels(engine: Engine, id_: str, given: Mapping[str, str], *, k: int
     ``given``: id -> label.
     """
     query, vectors = engine.vectors_of([id_]), engine.vectors_of(list(given))
-    if not len(query) or len(set(given.values())) < 2:  # of one class alone, everything would be
+    if not len(query) or len(vectors) < FEWEST or len(set(given.values())) < 2:  # everything would be the one there is
         return []
     near = np.argsort(-(vectors @ normalise(query[0])), kind="stable")[:k]
     names = [list(given.values())[row] for row in near]

@@ -32,7 +32,7 @@ def build(
     edits = access.edits and engine.index is not None
     with gr.Blocks(title="simclrv2", analytics_enabled=False, delete_cache=(600, 3600), fill_width=False) as page:
         gr.HTML(_header(engine))
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             with gr.Tab("Classify", id="classify"):
                 first = classify.build(engine, examples=examples, credit=credit)
             with gr.Tab("Search", id="search") as searching:

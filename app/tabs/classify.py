@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -25,11 +25,13 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
     able = [number for number, model in enumerate(engine.models) if model.num_classes]
     names = [engine.names[number] for number in able]
 
-    def show(path: str | None, chosen: list[str]) -> tuple[str, str, Picture | None]:
+    def show(path: str | None, chosen: list[str], before: Picture | None) -> tuple[Any, ...]:
         picture = look(engine, path)
-        if picture is None:
-            return parts.hint(_EMPTY), "", None
-        return answers(picture, chosen), nearest(picture), picture
+        if picture is not None:
+            return answers(picture, chosen), nearest(picture), picture, gr.skip()
+        if before is None:  # nothing was shown, or a message why it could not be, which stays
+            return (gr.skip(),) * 4
+        return parts.hint(_EMPTY), "", None, gr.skip()
 
     def answers(picture: Picture | None, chosen: list[str]) -> str:
         if picture is None:
@@ -65,7 +67,7 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
             f"{parts.grid(parts.hit_cards(hits), action='open', does='Search like this', small=True)}</section>"
         )
 
-    with gr.Row(elem_classes="columns"):
+    with gr.Row(elem_classes=["columns", "looking"]):
         with gr.Column(scale=5, min_width=300, elem_classes="side"):
             picture = picture_input("picture", says="Drop a picture here\n— or —\nclick to choose one")
             if examples:
@@ -88,7 +90,9 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
             verdicts = parts.panel(parts.hint(_EMPTY), name="verdict")
             near = parts.panel(name="nearest")
     seen = gr.State(None, time_to_live=3600)
-    shown = [verdicts, near, seen]
-    picture.change(told(show, lambda text: (text, "", None)), [picture, chosen], shown, **HIDDEN, **MODEL_WORK)
+    shown = [verdicts, near, seen, picture]
+    # What cannot be shown is taken away; the message stays.
+    run = told(show, lambda text: (text, "", None, None))
+    picture.change(run, [picture, chosen, seen], shown, **HIDDEN, **MODEL_WORK)
     chosen.change(told(answers, lambda text: text), [seen, chosen], verdicts, **HIDDEN, **MODEL_WORK)
     return ClassifyTab(picture, seen, near)

@@ -99,11 +99,11 @@ def build(engine: Engine) -> SearchTab:
             '<button type="button" data-action="drop">Clear</button></div>'
         )
 
-    def upload(path: str | None) -> Query:
+    def upload(path: str | None) -> tuple[Query, Any]:
         try:
-            return Query(picture=look(engine, path))
+            return Query(picture=look(engine, path)), gr.skip()
         except Refused as error:
-            return Query(trouble=str(error))
+            return Query(trouble=str(error)), None
 
     def click(query: Query, picks: list[str], event: gr.EventData) -> tuple[Query, list[str], str, Any]:
         action, id_ = parts.clicked(event)
@@ -121,7 +121,7 @@ def build(engine: Engine) -> SearchTab:
 
     labels, folders = choices(engine)
     query, picks = gr.State(Query(), time_to_live=3600), gr.State([], time_to_live=3600)
-    with gr.Row(elem_classes="columns"):
+    with gr.Row(elem_classes=["columns", "asking"]):
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
             picture = picture_input("query", says="Drop a picture here\n— or —\nclick to choose one", height=220)
             label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="filter-label")
@@ -135,7 +135,9 @@ def build(engine: Engine) -> SearchTab:
     inputs, outputs = [query, count, label, folder, picks], [results, note, chip]
     run = told(show, lambda text: ("", text, ""))
     event: dict[str, Any] = {**HIDDEN, **MODEL_WORK}
-    gr.on([picture.upload, picture.clear], upload, picture, query, **event).then(run, inputs, outputs, **event)
+    gr.on([picture.upload, picture.clear], upload, picture, [query, picture], **event).then(
+        run, inputs, outputs, **event
+    )
     for control in (count.release, label.change, folder.change):
         control(run, inputs, outputs, **event)
     for panel in (results, chip, bar):
