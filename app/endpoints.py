@@ -14,7 +14,7 @@ from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Filter, Hit, Item, Record
 from app.lesson import answers
-from app.tabs.common import BUSY, MODEL_WORK, uploaded
+from app.tabs.common import BUSY, uploaded
 from app.tabs.gallery import duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
 from export.heads import teach
@@ -198,7 +198,13 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
     for name in [*OPEN, *(EDITING if access.edits and engine.index is not None else ())]:
         function, inputs, description = made[name]
         gr.Button(visible=False).click(
-            _refusing(function), inputs, json("answer"), api_name=name, api_description=description, **MODEL_WORK
+            _refusing(function),
+            inputs,
+            json("answer"),
+            api_name=name,
+            api_description=description,
+            concurrency_id="model",
+            concurrency_limit=16,
         )
 
 

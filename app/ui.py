@@ -12,7 +12,7 @@ from app.access import Access
 from app.engine import Engine
 from app.pictures import CREDIT
 from app.tabs import about, classify, gallery, label, map, search, teach
-from app.tabs.common import HIDDEN, MODEL_WORK
+from app.tabs.common import LONG, QUICK
 
 LOCAL = Access(edits=True, public=False, password=False)
 
@@ -38,7 +38,7 @@ def build(
             with gr.Tab("Search", id="search") as searching:
                 found = search.build(engine)
             with gr.Tab("Teach", id="teach") as teaching:
-                filled_teach = teach.build(engine, access)
+                lesson = teach.build(engine, access)
             if edits:
                 with gr.Tab("Map", id="map") as mapping:
                     draw, point = map.build(engine)
@@ -53,15 +53,18 @@ def build(
             return search.Query(ids=(parts.clicked(event)[1],)), gr.Tabs(selected="search")
 
         for panel in [first.nearest, *([point] if edits else [])]:
-            panel.select(open_search, None, [found.query, tabs], **HIDDEN).then(
-                found.run, found.inputs, found.outputs, **HIDDEN, **MODEL_WORK
+            panel.select(open_search, None, [found.query, tabs], **QUICK).then(
+                found.run, found.inputs, found.outputs, **QUICK
             )
-        for tab, (run, inputs, outputs) in [
-            (searching, (found.run, found.inputs, found.outputs)),
-            (teaching, filled_teach),
-            *([(mapping, draw), (labelling, begin), (listing, show)] if edits else []),
-        ]:
-            tab.select(run, inputs, outputs, **HIDDEN, show_progress="minimal")
+        quick = [(searching, (found.run, found.inputs, found.outputs)), (teaching, lesson)]
+        long = []
+        if edits:
+            quick.append((listing, show))
+            long = [(mapping, draw), (labelling, begin)]
+        for tab, (run, inputs, outputs) in quick:
+            tab.select(run, inputs, outputs, **QUICK)
+        for tab, (run, inputs, outputs) in long:
+            tab.select(run, inputs, outputs, **LONG)
         endpoints.add(engine, access, labels=labels.absolute())
     for component in page.blocks.values():
         _refuse_addresses(component)

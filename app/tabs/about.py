@@ -7,7 +7,7 @@ import gradio as gr
 
 from app import parts
 from app.engine import Engine
-from app.tabs.common import HIDDEN
+from app.tabs.common import LONG
 
 
 def card(facts: dict[str, dict[str, Any]], *, title: str = "") -> str:
@@ -45,4 +45,4 @@ def build(engine: Engine) -> None:
         speed = gr.HTML(elem_id="speed")
         for number, name in enumerate(engine.names):
             gr.HTML(card(engine.facts(number), title=name if len(engine.names) > 1 else ""), elem_classes="card-of")
-    run.click(measure, None, speed, **HIDDEN, concurrency_id="model", concurrency_limit=16, show_progress="full")
+    run.click(measure, None, speed, **LONG)

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import parts
 from app.engine import Engine, Picture
-from app.tabs.common import HIDDEN, MODEL_WORK, look, picture_input, told
+from app.tabs.common import QUICK, look, picture_input, told
 
 NEAREST = 6
 _EMPTY = "Choose a picture to see what it is."
@@ -93,6 +93,6 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
     shown = [verdicts, near, seen, picture]
     # What cannot be shown is taken away; the message stays.
     run = told(show, lambda text: (text, "", None, None))
-    picture.change(run, [picture, chosen, seen], shown, **HIDDEN, **MODEL_WORK)
-    chosen.change(told(answers, lambda text: text), [seen, chosen], verdicts, **HIDDEN, **MODEL_WORK)
+    picture.change(run, [picture, chosen, seen], shown, **QUICK)
+    chosen.change(told(answers, lambda text: text), [seen, chosen], verdicts, **QUICK)
     return ClassifyTab(picture, seen, near)

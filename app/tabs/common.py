@@ -11,8 +11,12 @@ from app.engine import Engine, Picture
 from app.parts import problem
 
 BUSY = "Many people are asking just now; try again in a few seconds."
-MODEL_WORK: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 16, "show_progress": "minimal"}
-HIDDEN: dict[str, Any] = {"api_visibility": "private"}  # events of this page only; app.endpoints has the public ones
+# Events of this page only (app.endpoints has the public ones). The quick ones are answered by one request: through
+# Gradio's queue they would take a stream of events, which loses one now and then on a busy machine.
+QUICK: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "minimal"}
+LONG: dict[str, Any] = {
+    "api_visibility": "private", "concurrency_id": "long", "concurrency_limit": 2, "show_progress": "full",
+}  # fmt: skip
 PICTURE_ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"]
 
 

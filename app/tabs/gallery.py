@@ -11,7 +11,7 @@ from app import parts
 from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Record
-from app.tabs.common import HIDDEN, MODEL_WORK, PICTURE_ENDINGS, told, uploaded
+from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told, uploaded
 from app.tabs.search import ANY, choices, where
 from app.uploads import Refused
 from export.embeddings import NEAR_DUPLICATE, near_duplicates
@@ -162,22 +162,18 @@ def build(engine: Engine) -> Any:
             bar = parts.panel(name="gallery-picked", elem_classes="floating")
     inputs, outputs = [page, label, folder, chosen], [page, cards, pages, bar]
     for control in (label.change, folder.change):
-        control(show, inputs, outputs, **HIDDEN)
+        control(show, inputs, outputs, **QUICK)
     for panel in (cards, pages):
-        panel.select(click, [page, chosen], [page, chosen, note, bar], **HIDDEN).then(show, inputs, outputs, **HIDDEN)
-    bar.select(click, [page, chosen], [page, chosen, note, bar], **HIDDEN)
-    chosen.change(lambda: "", None, groups, **HIDDEN)
-    groups.select(click, [page, chosen], [page, chosen, note, bar], **HIDDEN)
-    files.upload(told(upload, lambda text: (None, text)), [files, given], [files, note], **HIDDEN, **MODEL_WORK).then(
-        show, inputs, outputs, **HIDDEN
+        panel.select(click, [page, chosen], [page, chosen, note, bar], **QUICK).then(show, inputs, outputs, **QUICK)
+    bar.select(click, [page, chosen], [page, chosen, note, bar], **QUICK)
+    chosen.change(lambda: "", None, groups, **QUICK)
+    groups.select(click, [page, chosen], [page, chosen, note, bar], **QUICK)
+    files.upload(told(upload, lambda text: (None, text)), [files, given], [files, note], **LONG).then(
+        show, inputs, outputs, **QUICK
     )
-    add.click(told(add_folder, lambda text: text), path, note, **HIDDEN, concurrency_id="folder").then(
-        show, inputs, outputs, **HIDDEN
-    )
-    halt.click(stop.set, None, None, queue=False, **HIDDEN)
-    find.click(duplicates, None, [groups, chosen, bar], **HIDDEN, concurrency_id="map").then(
-        show, inputs, outputs, **HIDDEN
-    )
+    add.click(told(add_folder, lambda text: text), path, note, **LONG).then(show, inputs, outputs, **QUICK)
+    halt.click(stop.set, None, None, **QUICK)
+    find.click(duplicates, None, [groups, chosen, bar], **LONG).then(show, inputs, outputs, **QUICK)
     return show, inputs, outputs
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from app import labelling, parts
 from app.engine import Engine
-from app.tabs.common import HIDDEN, told
+from app.tabs.common import QUICK, told
 
 ROUND = 50  # pictures chosen at a time
 KEYS = "123456789"
@@ -141,7 +141,7 @@ def build(engine: Engine, table: Path) -> Any:
     def failed(text: str, *, more: int = 0) -> tuple[Any, ...]:
         return (gr.skip(), gr.skip(), gr.skip(), text) + (gr.skip(),) * more
 
-    shown.select(told(click, failed), [work], outputs, **HIDDEN)
+    shown.select(told(click, failed), [work], outputs, **QUICK)
     gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [work, name],
-          [*outputs, name], **HIDDEN)  # fmt: skip
+          [*outputs, name], **QUICK)  # fmt: skip
     return told(resume, failed), [work], outputs

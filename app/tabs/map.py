@@ -11,7 +11,7 @@ import numpy as np
 
 from app import atlas, parts
 from app.engine import Engine
-from app.tabs.common import HIDDEN, told
+from app.tabs.common import LONG, QUICK, told
 
 MOST_POINTS = 50_000
 MOST_TSNE = 10_000
@@ -126,6 +126,6 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
     inputs, outputs = [method, colour], [canvas, note, ids, shown]
     run = told(draw, lambda text: (None, text, [], ""))
     for control in (method, colour):
-        control.change(run, inputs, outputs, **HIDDEN, concurrency_id="map", concurrency_limit=1, show_progress="full")
-    canvas.select(point, ids, shown, **HIDDEN)
+        control.change(run, inputs, outputs, **LONG)
+    canvas.select(point, ids, shown, **QUICK)
     return (run, inputs, outputs), shown

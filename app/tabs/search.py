@@ -8,7 +8,7 @@ import gradio as gr
 from app import parts
 from app.engine import Engine, Picture
 from app.index import Filter, Hit
-from app.tabs.common import HIDDEN, MODEL_WORK, look, picture_input, told
+from app.tabs.common import QUICK, look, picture_input, told
 from app.uploads import Refused
 
 MOST_HITS = 60
@@ -134,14 +134,13 @@ def build(engine: Engine) -> SearchTab:
             bar = parts.panel(name="picked", elem_classes="floating")
     inputs, outputs = [query, count, label, folder, picks], [results, note, chip]
     run = told(show, lambda text: ("", text, ""))
-    event: dict[str, Any] = {**HIDDEN, **MODEL_WORK}
-    gr.on([picture.upload, picture.clear], upload, picture, [query, picture], **event).then(
-        run, inputs, outputs, **event
+    gr.on([picture.upload, picture.clear], upload, picture, [query, picture], **QUICK).then(
+        run, inputs, outputs, **QUICK
     )
     for control in (count.release, label.change, folder.change):
-        control(run, inputs, outputs, **event)
+        control(run, inputs, outputs, **QUICK)
     for panel in (results, chip, bar):
-        panel.select(click, [query, picks], [query, picks, bar, picture], **HIDDEN).then(run, inputs, outputs, **event)
+        panel.select(click, [query, picks], [query, picks, bar, picture], **QUICK).then(run, inputs, outputs, **QUICK)
     return SearchTab(query, run, inputs, outputs)
 
 

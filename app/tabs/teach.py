@@ -16,7 +16,7 @@ from app import parts
 from app.access import Access
 from app.engine import Engine
 from app.lesson import Example, Lesson
-from app.tabs.common import HIDDEN, MODEL_WORK, PICTURE_ENDINGS, look, picture_input, told, uploaded
+from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, look, picture_input, told, uploaded
 from app.uploads import Refused
 from export.embeddings import normalise
 from export.heads import Taught
@@ -228,14 +228,13 @@ def build(engine: Engine, access: Access) -> Any:
     def failed(text: str, *, more: int = 0) -> tuple[Any, ...]:
         return tuple(text if output is note else gr.skip() for output in outputs) + (gr.skip(),) * more
 
-    event: dict[str, Any] = {**HIDDEN, **MODEL_WORK}
     gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [state, name],
-          [*outputs, name], **event)  # fmt: skip
-    shown.select(told(click_board, failed), [state], outputs, **event)
-    offered.select(told(click_offer, failed), [state], outputs, **event)
-    files.upload(told(upload, failed), [state, files], outputs, **event)
-    order.change(told(rank, failed), [state, order], outputs, **event)
-    gr.on([tried.upload, tried.clear], told(attempt, lambda text: text), [tried, state], verdict, **event)
+          [*outputs, name], **QUICK)  # fmt: skip
+    shown.select(told(click_board, failed), [state], outputs, **QUICK)
+    offered.select(told(click_offer, failed), [state], outputs, **QUICK)
+    files.upload(told(upload, failed), [state, files], outputs, **QUICK)
+    order.change(told(rank, failed), [state, order], outputs, **QUICK)
+    gr.on([tried.upload, tried.clear], told(attempt, lambda text: text), [tried, state], verdict, **QUICK)
     if access.edits:
-        keep.click(told(save, lambda text: (gr.skip(), text)), state, [kept, note], **HIDDEN)
+        keep.click(told(save, lambda text: (gr.skip(), text)), state, [kept, note], **LONG)
     return told(begin, failed), [state, order], outputs
