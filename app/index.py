@@ -148,12 +148,14 @@ class Index(Protocol):
 def open_index(uri: str | Path, *, model: str, dimension: int, vectors: Vectors = "fp16", create: bool = True) -> Index:
     """The index at ``uri``, made if it is not there and ``create``.
 
-    ``uri`` is the path of a file (SQLite, searched exactly in memory). ``model`` is the fingerprint of the model that
-    embeds, ``dimension`` the width of its features. ``vectors`` says how a new file keeps them; an older one keeps
-    its own way.
+    ``uri`` is the path of a file (SQLite, searched exactly in memory), or ``http://host:port/collection`` of a Milvus
+    server (extra ``milvus``; its password or key comes from the environment variable ``SIMCLR_MILVUS_TOKEN``; a new
+    collection is searched exactly, or by a graph with ``?index=HNSW``). ``model`` is the fingerprint of the model that
+    embeds, ``dimension`` the width of its features. ``vectors`` says how a new file keeps them; an older one keeps its
+    own way, and Milvus fp32.
 
-    Raises ValueError, in one line, for an index of another model or width, something that is no index, or one that is
-    missing and not to be made.
+    Raises ValueError, in one line, for an index of another model or width, something that is no index, one that is
+    missing and not to be made, or a server that cannot be reached.
     """
     if vectors not in ("fp16", "fp32"):
         raise ValueError(f"Vectors are kept as fp16 or fp32, not {vectors!r}.")
@@ -161,7 +163,9 @@ def open_index(uri: str | Path, *, model: str, dimension: int, vectors: Vectors 
         from app.sqlite_index import SqliteIndex
 
         return SqliteIndex(uri, model=model, dimension=dimension, vectors=vectors, create=create)
-    raise ValueError(f"{uri}: only files are supported as indexes here; give a path such as pictures.sqlite.")
+    from app.milvus_index import MilvusIndex
+
+    return MilvusIndex(str(uri), model=model, dimension=dimension, create=create)
 
 
 def index_model(uri: str | Path) -> tuple[str, int]:
@@ -169,9 +173,13 @@ def index_model(uri: str | Path) -> tuple[str, int]:
 
     Raises ValueError, in one line, where there is no index.
     """
-    from app.sqlite_index import stored_model
+    if _is_file(uri):
+        from app import sqlite_index
 
-    return stored_model(uri)
+        return sqlite_index.stored_model(uri)
+    from app import milvus_index
+
+    return milvus_index.stored_model(str(uri))
 
 
 def _is_file(uri: str | Path) -> bool:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from milvus_servers import milvus_server
+from milvus_servers import client, milvus_server
 from PIL import Image
 
 from app import gallery, sqlite_index
@@ -39,21 +39,25 @@ BACKENDS = ["sqlite", *(pytest.param(kind, marks=pytest.mark.milvus) for kind in
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens the same index again and again, or another one by its name; all are closed at the end."""
     indexes: list[Index] = []
+    collections: set[str] = set()
+    place = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]
 
     def opened(name: str = "pictures", *, dimension: int = D, model: str = MODEL, create: bool = True) -> Index:
-        if request.param == "sqlite":
-            uri = str(tmp_path / f"{name}.sqlite")
-        else:
-            uri = f"{milvus_server(request.param)}/{name}_{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
+        uri = str(tmp_path / f"{name}.sqlite")
+        if request.param != "sqlite":
+            collections.update((f"{name}_{place}", f"{name}_{place}_files"))
+            uri = f"{milvus_server(request.param)}/{name}_{place}"
         indexes.append(open_index(uri, model=model, dimension=dimension, create=create))
         assert index_model(uri) == (model, dimension)
         return indexes[-1]
 
     yield opened
     for index in indexes:
-        if request.param != "sqlite":
-            index.drop()
         index.close()
+    if collections:
+        with closing(client(request.param)) as asked:
+            for name in collections:
+                asked.drop_collection(name)
 
 
 def record(n: int, vector: np.ndarray, *, path: str | None = None, label: str | None = None) -> Record:
