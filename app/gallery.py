@@ -215,9 +215,9 @@ def embed_paths(
     from there.
 
     ``label_of`` names the label of a file by its absolute path; where it says None, or without it, that is the name of
-    the file's folder, none for files directly in a folder given. Files that are unchanged get another label only where
-    ``label_of`` says otherwise than when they were last indexed. ``progress``: a bar on a terminal, none, or a function
-    called with the files done and all to do. ``emptied``: folders without any file, or missing, were emptied on
+    the file's folder, none for files directly in a folder given. A file that is unchanged gets another label only where
+    ``label_of`` says one, and another than when it was last indexed. ``progress``: a bar on a terminal, none, or a
+    function called with the files done and all to do. ``emptied``: folders without any file, or missing, were emptied on
     purpose. ``readers``: threads that read; one a core, at most 8, unless given.
 
     Raises ValueError, in one line and before any work, for a path that is missing, a folder that cannot be listed or
@@ -247,7 +247,7 @@ def embed_paths(
             advance(len(some))
     read = set(todo)
     unchanged = {path: known[path] for path in listing.files if path not in read}
-    relabelled = _relabel(index, unchanged, label) if label_of is not None else 0
+    relabelled = _relabel(index, unchanged, label_of) if label_of is not None else 0
     if gone and forget:
         index.forget_files(gone)  # last: a file that was moved keeps its picture
     before = {path: state.problem for path, state in unchanged.items() if state.problem not in ("", DELETED)}
@@ -341,16 +341,20 @@ class _Work:
         return FileState(size, modified, id_, self.label(path), problem)
 
 
-def _relabel(index: Index, unchanged: Mapping[str, FileState], label: Callable[[str], str]) -> int:
-    """Files whose label is another than when they were last indexed; the pictures that bear their names follow."""
-    wanted = {path: label(path) for path, state in unchanged.items() if state.id and not state.problem}
-    wanted = {path: text for path, text in wanted.items() if text != unchanged[path].label}
+def _relabel(index: Index, unchanged: Mapping[str, FileState], label_of: LabelOf) -> int:
+    """Files of which something else is said than when they were last indexed; their pictures follow. How many files.
+
+    A label that a person gave in the app is only replaced by another, not taken away.
+    """
+    said = {path: label_of(Path(path)) for path, state in unchanged.items() if state.id and not state.problem}
+    wanted = {path: text for path, text in said.items() if text is not None and text != unchanged[path].label}
     for some in _batches(iter(wanted.items()), _ASKED):
         texts = dict(some)
         ids: dict[str, list[str]] = {}
         for item in index.get([unchanged[path].id or "" for path in texts]):
-            if item.path in texts:
-                ids.setdefault(texts[item.path], []).append(item.id)
+            text = texts.get(item.path)
+            if text or (text is not None and item.label == unchanged[item.path].label):
+                ids.setdefault(text, []).append(item.id)
         for text, those in ids.items():
             index.set_label(those, text)
         index.note_files({path: unchanged[path]._replace(label=text) for path, text in texts.items()})
