@@ -208,14 +208,14 @@ def search(
             raise ValueError(f"{uri}: no pictures {what}{' with that label' if labels else ''}.")
     finally:
         opened.close()
-    for hit in hits:
-        told = {"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
-        print(_json(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
     if sheet is not None:
         shown = [Shown(hit.thumbnail, f"{hit.score:.3f} {hit.label}", hit.path) for hit in hits]
         query = Shown(thumbnail(pixels), "", Path(image).absolute().as_posix())
         write_sheet(sheet, [("Looked for", [query]), ("Found", shown)], title=f"Most like {image.name}")
         print(f"To look at: {sheet}", file=sys.stderr)
+    for hit in hits:
+        told = {"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
+        print(_json(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
 
 
 def _folder(folder: Path) -> str:
@@ -261,6 +261,9 @@ def duplicates(
             print(f"Comparing {len(ids):,} pictures with each other...", file=sys.stderr, flush=True)
         stands = near_duplicates(vectors, threshold=threshold)
         groups = list(_groups(opened, ids, vectors, stands.tolist()))
+        if sheet is not None:
+            shown = [(_heading(group), [(f"{one['similarity']:.3f}", one) for one in group]) for group in groups]
+            _write(sheet, opened, shown, title="Near-duplicates and copies")
         for number, group in enumerate(groups, start=1):
             if as_json:
                 print(_json({"group": number, "pictures": group}))
@@ -270,9 +273,6 @@ def duplicates(
                 print(_line(f"  {picture['similarity']:.3f}", picture["label"], picture["path"]))
                 for copy in picture["copies"]:
                     print(_line("   copy", picture["label"], copy))
-        if sheet is not None:
-            shown = [(_heading(group), [(f"{one['similarity']:.3f}", one) for one in group]) for group in groups]
-            _write(sheet, opened, shown, title="Near-duplicates and copies")
     finally:
         opened.close()
     surplus = sum(len(group) - 1 for group in groups)
@@ -374,18 +374,16 @@ def outliers(uri: str, top: int, as_json: bool, sheet: Path | None) -> None:
         ids, vectors = opened.vectors()
         if len(ids) < 3:
             raise ValueError(f"{uri}: {len(ids)} pictures; what is odd shows among more.")
-        if len(ids) > _MANY:
-            print(f"Comparing {len(ids):,} pictures with each other...", file=sys.stderr, flush=True)
-        scores = atlas.outliers(vectors, min(10, len(ids) - 1))
+        scores = atlas.outliers(vectors, min(10, len(ids) - 1), progress=True)
         rows = np.argsort(-scores, kind="stable")[:top].tolist()
         items = {item.id: item for item in opened.get([ids[row] for row in rows])}
         found = [(float(scores[row]), items[ids[row]]) for row in rows if ids[row] in items]
-        for score, item in found:
-            told = {"path": item.path, "label": item.label, "score": round(score, 6), "id": item.id}
-            print(_json(told) if as_json else _line(f"{score:.3f}", item.label, item.path))
         if sheet is not None:
             pictures = [(f"{score:.3f}", item._asdict()) for score, item in found]
             _write(sheet, opened, [("", pictures)], title=f"Least like the others, of {len(ids):,}")
+        for score, item in found:
+            told = {"path": item.path, "label": item.label, "score": round(score, 6), "id": item.id}
+            print(_json(told) if as_json else _line(f"{score:.3f}", item.label, item.path))
     finally:
         opened.close()
 
