@@ -88,7 +88,7 @@ def index(
 def _summary(uri: str, count: int, report: Any, *, keep: bool) -> str:
     parts = [f"{report.embedded:,} embedded now", f"{report.unchanged:,} unchanged"]
     if report.copies:
-        parts.append(f"{report.copies:,} copies of others or moved")
+        parts.append(f"{_counted(report.copies, 'copy', 'copies')} of others or moved")
     if report.relabelled:
         parts.append(f"{report.relabelled:,} labelled anew")
     if report.gone:
@@ -97,7 +97,7 @@ def _summary(uri: str, count: int, report: Any, *, keep: bool) -> str:
     if report.unreadable:
         file, reason = next(iter(report.unreadable.items()))
         parts.append(f"{len(report.unreadable):,} unreadable (such as {_printable(file)}: {_printable(reason)})")
-    return f"{count:,} pictures in {uri}: {', '.join(parts)}"
+    return f"{_counted(count, 'picture')} in {uri}: {', '.join(parts)}"
 
 
 def _labels(
@@ -278,8 +278,9 @@ def duplicates(
     surplus = sum(len(group) - 1 for group in groups)
     copies = sum(len(picture["copies"]) for group in groups for picture in group)
     print(
-        f"{len(groups):,} groups among {len(ids):,} pictures: {surplus:,} near-duplicates (cosine {threshold:g} or "
-        f"more), {copies:,} exact copies.",
+        f"{_counted(len(groups), 'group')} among {_counted(len(ids), 'picture')}: "
+        f"{_counted(surplus, 'near-duplicate')} (cosine {threshold:g} or more), "
+        f"{_counted(copies, 'exact copy', 'exact copies')}.",
         file=sys.stderr,
     )
 
@@ -345,8 +346,8 @@ def _groups(opened: "Index", ids: Sequence[str], vectors: Any, stands: Sequence[
 
 def _heading(group: Sequence[dict[str, Any]]) -> str:
     copies = sum(len(picture["copies"]) for picture in group)
-    parts = [f"{len(group)} pictures"] if len(group) > 1 else []
-    return " and ".join(parts + ([f"{copies} exact {'copy' if copies == 1 else 'copies'}"] if copies else []))
+    parts = [_counted(len(group), "picture")] if len(group) > 1 else []
+    return " and ".join(parts + ([_counted(copies, "exact copy", "exact copies")] if copies else []))
 
 
 # ---- simclr outliers -------------------------------------------------------------------------------------------------
@@ -389,6 +390,10 @@ def outliers(uri: str, top: int, as_json: bool, sheet: Path | None) -> None:
 
 
 # ---- what is printed -------------------------------------------------------------------------------------------------
+
+
+def _counted(count: int, one: str, several: str = "") -> str:
+    return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
 def _printable(text: str) -> str:

@@ -78,7 +78,7 @@ def test_index_summaries(photos: Path, student: Path, run) -> None:
     code, out, err = again("--keep")
     assert (code, out) == (1, "")
     told = (
-        "7 pictures in i.sqlite: 0 embedded now, 6 unchanged, 1 copies of others or moved, 1 vanished, their pictures "
+        "7 pictures in i.sqlite: 0 embedded now, 6 unchanged, 1 copy of others or moved, 1 vanished, their pictures "
         f"kept (such as {gone}), 1 unreadable (such as {broken}: not an image in a known format ("
     )
     assert err.startswith(told)
