@@ -1,8 +1,7 @@
-"""Indexes of pictures: one contract for every backend; the file survives kills, damage, full disks; folders."""
+"""Indexes of pictures: one contract for every backend; the file survives kills, damage, full disks."""
 
 import hashlib
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,17 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from milvus_servers import client, milvus_server
-from PIL import Image
 
-from app import gallery, sqlite_index
+from app import sqlite_index
 from app.index import DELETED, FileState, Filter, Hit, Index, Item, Record, index_model, open_index
 from app.sqlite_index import SqliteIndex
-from zoo.transforms import preprocess
 
 D = 6
 MODEL = "f" * 64
@@ -641,121 +637,3 @@ def test_closed_is_closed(index: SqliteIndex) -> None:
     for use in (index.count, index.files, lambda: index.search(np.ones(D)), lambda: index.delete(["x"])):
         with pytest.raises(ValueError, match=r"g\.sqlite: is closed\."):
             use()
-
-
-# Folders. The stand-in model gives the mean colour of each third of the picture: no onnxruntime needed.
-
-
-class Colours:
-    image_size, feature_width, fingerprint = 48, 9, "c" * 64
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        return preprocess(pixels, self.image_size)
-
-    def embed(self, batch: np.ndarray) -> np.ndarray:
-        self.seen += len(batch)
-        return batch.reshape(len(batch), 3, 3, 16, 48).mean((3, 4)).reshape(len(batch), 9) + 0.01
-
-
-def picture(path: Path, seed: int) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (2, 3, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((200, 160), Image.Resampling.NEAREST).save(path)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SIMCLR_CACHE", str(tmp_path / "cache"))
-    for n in range(7):
-        picture(tmp_path / "pictures" / ("red" if n % 2 else "blue") / f"{n}.png", n)
-    return tmp_path / "pictures"
-
-
-def update(folder: Path, model: Colours) -> tuple[gallery.Report, SimpleNamespace]:
-    index, report = gallery.open_gallery(folder, model, progress=False)
-    told = SimpleNamespace(count=index.count(), labels=index.labels(), files=index.files())
-    index.close()
-    return report, told
-
-
-def test_only_what_changed_is_embedded(folder: Path) -> None:
-    model = Colours()
-    report, told = update(folder, model)
-    assert (report.embedded, report.unchanged, report.gone, report.unreadable) == (7, 0, 0, {})
-    assert told.labels == {"blue": 4, "red": 3}
-    assert update(folder, model)[0][:3] == (0, 7, 0)
-    assert model.seen == 7
-    picture(folder / "blue" / "0.png", 100)  # changed
-    os.utime(folder / "blue" / "0.png", ns=(1, 1))
-    picture(folder / "top.png", 101)  # new, without a class folder
-    (folder / "red" / "1.png").unlink()  # gone
-    shutil.copy(folder / "red" / "3.png", folder / "a copy.png")  # the same bytes: one picture
-    report, told = update(folder, model)
-    assert report[:3] == (2, 5, 1)
-    assert told.count == 7
-    assert told.labels == {"": 1, "blue": 4, "red": 2}
-    (folder / "red" / "3.png").unlink()  # its copy takes over
-    assert update(folder, model)[1].labels == {"": 2, "blue": 4, "red": 1}
-    assert model.seen == 10
-
-
-def test_what_is_found_is_the_picture_itself(folder: Path) -> None:
-    model = Colours()
-    index, _ = gallery.open_gallery(folder, model, progress=False)
-    for path in gallery.image_files(folder):
-        hit = index.search(model.embed(preprocess(path, 48)[None])[0], 1)[0]
-        assert (hit.path, hit.label) == (path.relative_to(folder).as_posix(), path.parent.name)
-        assert hit.id == hashlib.sha256(path.read_bytes()).hexdigest()
-        assert hit.score == pytest.approx(1, abs=1e-5)
-        assert hit.thumbnail[:2] == b"\xff\xd8"
-    index.close()
-
-
-def test_unreadable_files_are_named_and_not_tried_again(folder: Path) -> None:
-    (folder / "text.jpg").write_text("hello")
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "cut.png").write_bytes((folder / "red" / "1.png").read_bytes()[:60])
-    (folder / "notes.txt").write_text("not looked at")
-    (folder / ".hidden.png").write_bytes(b"")
-    report, told = update(folder, Colours())
-    assert set(report.unreadable) == {"text.jpg", "empty.png", "cut.png"}
-    assert all("\n" not in reason and str(folder) not in reason for reason in report.unreadable.values())
-    assert (report.embedded, told.count) == (7, 7)
-    report, _ = update(folder, Colours())
-    assert report[:3] == (0, 10, 0)
-    assert len(report.unreadable) == 3
-
-
-def test_an_interruption_keeps_what_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "CHUNK", 3)
-
-    class Interrupted(Colours):
-        def embed(self, batch: np.ndarray) -> np.ndarray:
-            if self.seen == 3:
-                raise KeyboardInterrupt
-            return super().embed(batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        gallery.open_gallery(folder, Interrupted(), progress=False)
-    assert update(folder, Colours())[0][:3] == (4, 3, 0)
-
-
-def test_folders_that_cannot_be_galleries(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        gallery.open_gallery(tmp_path / "absent", Colours())
-    (tmp_path / "void").mkdir()
-    with pytest.raises(ValueError, match="void: no pictures in it; looked for"):
-        gallery.open_gallery(tmp_path / "void", Colours())
-    (tmp_path / "void" / "a.jpg").write_text("hello")
-    with pytest.raises(ValueError, match=r"no pictures in it \(1 unreadable, such as a\.jpg: "):
-        gallery.open_gallery(tmp_path / "void", Colours(), progress=False)
-
-
-def test_progress_bar(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, _ = gallery.open_gallery(folder, Colours())
-    index.close()
-    assert "7/7" in capsys.readouterr().err
