@@ -61,7 +61,7 @@ _ROUTES = {
     ],
 }  # fmt: skip
 _PATTERNS = [(kind, method, re.compile(path)) for kind, routes in _ROUTES.items() for method, path in routes]
-_LONGEST_PATH = 2048
+_LONGEST_PATH, _LONGEST_HEAD = 2048, 16_384
 
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -122,7 +122,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        kind, refusal = self._looked_at(scope["method"], path, headers)
+        kind, refusal = self._looked_at(scope["method"], path, scope.get("query_string", b""), headers)
         if refusal is not None:
             await self._refuse(send, *refusal)
             return
@@ -133,7 +133,9 @@ class Guard:
         finally:
             self.taken[place] -= 1
 
-    def _looked_at(self, method: str, path: str, headers: Headers) -> tuple[str, tuple[int, str, str] | None]:
+    def _looked_at(
+        self, method: str, path: str, query: bytes, headers: Headers
+    ) -> tuple[str, tuple[int, str, str] | None]:
         """The kind of a request, or (status, code, message) of its refusal."""
         asked = "GET" if method == "HEAD" else method
         matching = [(kind, wanted) for kind, wanted, pattern in _PATTERNS if pattern.fullmatch(path)]
@@ -143,6 +145,8 @@ class Guard:
             return kind, (403, "host", "This page answers only to names of its own machine, such as 127.0.0.1.")
         if not matching or len(path) > _LONGEST_PATH or (".." in path and kind == "static"):
             return kind, (404, "not_found", "There is nothing here.")
+        if len(query) + sum(len(name) + len(value) for name, value in headers.raw) > _LONGEST_HEAD:
+            return kind, (431, "headers", "The headers or the query are too long.")
         if not kind:
             return kind, (405, "method", f"{method} does not go here.")
         origin = headers.get("origin")

@@ -1,0 +1,528 @@
+"""The server around an engine, over real HTTP: its API, health, limits, passwords, and as a part of another one."""
+
+import base64
+import contextlib
+import gc
+import io
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+from test_export import LABELS, tiny_student
+
+from app import serve
+from app.access import Access, access_for, accounts, told
+from app.engine import Engine
+from app.guard import Limits
+from app.index import Record, open_index
+from app.server import create_app, tidy
+from export.runtime import OnnxModel
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(gradio_client|gradio|httpx|httpx2|websockets|starlette).*"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # gradio_client leaves its threads' event loops open
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+LOCAL = Access(edits=True, public=False, password=False)
+PUBLIC = Access(edits=False, public=True, password=False)
+SECRET = "/secret/folder"
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((48, 48), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    model = OnnxModel(tiny_student(tmp_path_factory.getbasetemp()), threads=1)
+    place = tmp_path_factory.mktemp("gallery") / "gallery.sqlite"
+    made = Engine(model, open_index(place, model=model.fingerprint, dimension=model.feature_width))
+    assert made.index is not None
+    for n in range(6):
+        seen = made.look(picture(n), name=f"{n}.png")
+        path = f"{SECRET}/{n}.png"
+        made.index.add([Record(seen.id, path, ("even", "odd")[n % 2], seen.thumbnail, made.embed(seen))])
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def served(app: Any) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listening, serve.running(app, listening):
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def url(engine: Engine) -> Iterator[str]:
+    with served(create_app(engine, LOCAL)) as address:
+        yield address
+
+
+def form(content: bytes, name: str = "a.png") -> dict[str, Any]:
+    return {"image": (name, content, "image/png")}
+
+
+# The HTTP API
+
+
+def test_classify(url: str, engine: Engine) -> None:
+    wanted = engine.classify(engine.look(picture(3)))
+    for answer in (
+        httpx.post(f"{url}/api/classify", files=form(picture(3))),
+        httpx.post(f"{url}/api/classify", content=picture(3), headers={"content-type": "image/png"}),
+        httpx.post(f"{url}/api/classify", content=picture(3)),
+    ):
+        assert answer.status_code == 200
+        found = answer.json()
+        assert [entry["label"] for entry in found["classes"]] == [entry.label for entry in wanted.ranked]
+        np.testing.assert_allclose(
+            [entry["probability"] for entry in found["classes"]],
+            [entry.probability for entry in wanted.ranked],
+            atol=1e-5,
+        )
+        assert found["none_likely"] == wanted.none_likely
+    assert len(httpx.post(f"{url}/api/classify?k=1", content=picture(3)).json()["classes"]) == 1
+    assert set(LABELS) == {entry.label for entry in wanted.ranked}
+
+
+def test_embed_and_search(url: str, engine: Engine) -> None:
+    answer = httpx.post(f"{url}/api/embed", content=picture(2)).json()
+    np.testing.assert_allclose(answer["features"], engine.embed(engine.look(picture(2))), rtol=1e-5, atol=1e-6)
+    assert answer["model"] == engine.model.fingerprint
+    hits = httpx.post(f"{url}/api/search?k=3", files=form(picture(2))).json()["hits"]
+    assert hits[0]["name"] == "2.png"
+    assert hits[0]["path"] == f"{SECRET}/2.png"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-3)
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    odd = httpx.post(f"{url}/api/search?k=6&label=odd", content=picture(2)).json()["hits"]
+    assert {hit["name"] for hit in odd} == {"1.png", "3.png", "5.png"}
+    shown = httpx.get(f"{url}/{hits[0]['thumbnail']}")
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "image/jpeg")
+    assert shown.content == engine.look(picture(2)).thumbnail
+    assert shown.headers["cache-control"].startswith("private")
+
+
+def test_facts(url: str, engine: Engine) -> None:
+    facts = httpx.get(f"{url}/api/facts").json()
+    assert facts["models"][0]["model"]["sha256"] == engine.model.fingerprint
+    assert facts["models"][0]["facts"]["accuracy"]["top1"] == 0.875
+    assert facts["gallery"]["pictures"] == 6
+
+
+def test_strangers_are_told_no_places(engine: Engine) -> None:
+    with served(create_app(engine, PUBLIC)) as url:
+        hits = httpx.post(f"{url}/api/search", content=picture(2)).json()["hits"]
+        assert len(hits) == 6
+        assert SECRET not in json.dumps(hits)
+        assert "sqlite" not in httpx.get(f"{url}/api/facts").text
+        refused = httpx.post(f"{url}/api/search?folder=/secret", content=picture(2))
+        assert (refused.status_code, refused.json()["error"]) == (403, "folder")
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "code"),
+    [
+        ("/api/classify", {"content": b""}, 400, "empty"),
+        ("/api/classify", {"files": form(b"")}, 400, "empty"),
+        ("/api/classify", {"files": {"other": ("a.png", b"x")}}, 400, "empty"),
+        ("/api/classify", {"data": {"image": "x"}, "files": {"b": b""}}, 400, "empty"),
+        ("/api/classify", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
+        ("/api/embed", {"content": b"no picture at all"}, 415, "format"),
+        ("/api/embed", {"files": form(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "a.svg")}, 415, "format"),
+        ("/api/search", {"content": picture(0)[:60]}, 422, "damaged"),
+        ("/api/search", {"json": {"image": "/etc/passwd"}}, 415, "format"),
+        ("/api/search?k=0", {"content": picture(0)}, 400, "invalid"),
+        ("/api/search?k=101", {"content": picture(0)}, 400, "invalid"),
+        ("/api/search?k=%D9%A3", {"content": picture(0)}, 400, "invalid"),
+        ("/api/classify?model=1", {"content": picture(0)}, 400, "invalid"),
+        ("/api/nothing", {"content": picture(0)}, 404, "not_found"),
+        ("/healthz", {"content": b""}, 405, "method"),
+    ],
+)  # fmt: skip
+def test_refusals_are_one_typed_line(url: str, path: str, sent: dict[str, Any], status: int, code: str) -> None:
+    answer = httpx.post(f"{url}{path}", **sent)
+    assert (answer.status_code, answer.json()["error"]) == (status, code)
+    message = answer.json()["message"]
+    assert message
+    assert "\n" not in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    "name", ["0" * 64, "0" * 63, "F" * 64, "..%2f..%2fetc%2fpasswd", "a" * 3000, "%00", "' OR 1=1 --", "⁴" * 64]
+)
+def test_only_thumbnails_of_the_gallery(url: str, name: str) -> None:
+    assert httpx.get(f"{url}/thumbs/{name}.jpg").status_code == 404
+
+
+def test_what_fails_within_is_not_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise KeyError("/secret/folder/model.onnx")
+
+    monkeypatch.setattr(engine, "embed", fails)
+    with served(create_app(engine, LOCAL)) as url:
+        answer = httpx.post(f"{url}/api/embed", content=picture(0))
+        assert (answer.status_code, answer.json()["error"]) == (500, "error")
+        assert "secret" not in answer.text
+        assert httpx.post(f"{url}/api/classify", content=picture(0)).status_code == 200
+
+
+# Health
+
+
+def test_alive_and_ready(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert httpx.get(f"{url}/healthz").json() == {"status": "alive"}
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+
+    def gone(*_: Any) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(engine.index, "count", gone)
+    assert httpx.get(f"{url}/readyz").status_code == 503
+    assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_not_ready_until_handed_over(engine: Engine) -> None:
+    waiting = serve.Waiting()
+    with served(waiting) as url:
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        for path in ("/readyz", "/", "/api/facts"):
+            answer = httpx.get(f"{url}{path}")
+            assert (answer.status_code, answer.json()) == (503, {"status": "starting"})
+            assert "retry-after" in answer.headers
+        waiting.hand_over(create_app(engine, LOCAL))
+        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert httpx.post(f"{url}/api/classify", content=picture(0)).status_code == 200
+
+
+# Headers and origins
+
+
+def test_headers(url: str) -> None:
+    headers = httpx.get(f"{url}/healthz", headers={"Origin": url}).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+    assert "frame-ancestors 'self'" in headers["content-security-policy"]
+    assert "server" not in headers
+    assert not [name for name in headers if name.startswith("access-control")]
+
+
+def test_frames_may_be_allowed(engine: Engine) -> None:
+    with served(create_app(engine, PUBLIC, frames=("https://huggingface.co",))) as url:
+        headers = httpx.get(f"{url}/healthz").headers
+    assert headers["content-security-policy"].endswith("frame-ancestors 'self' https://huggingface.co")
+    assert "x-frame-options" not in headers
+
+
+@pytest.mark.parametrize(
+    ("headers", "local", "public"),
+    [
+        ({"Host": "evil.example"}, 403, 200),
+        ({"Host": "127.0.0.1.evil.example:7860"}, 403, 200),
+        ({"Host": "localhost:7860"}, 200, 200),
+        ({"Host": "[::1]:7860"}, 200, 200),
+        ({"Host": "127.0.0.1@evil.example"}, 403, 200),
+        ({"Host": "["}, 403, 200),
+        ({"Origin": "https://evil.example"}, 403, 403),
+        ({"Origin": "null"}, 403, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403, 403),
+        ({"Origin": "https://a.example", "Host": "a.example"}, 403, 200),
+        ({"Origin": "https://a.example", "X-Forwarded-Host": "a.example"}, 200, 200),
+        ({"Origin": "https://a.example:444", "Host": "a.example"}, 403, 403),
+    ],
+)
+def test_hosts_and_origins(engine: Engine, url: str, headers: dict[str, str], local: int, public: int) -> None:
+    with served(create_app(engine, PUBLIC)) as other:
+        for address, status in ((url, local), (other, public)):
+            assert httpx.post(f"{address}/api/classify", content=picture(0), headers=headers).status_code == status
+
+
+# Limits
+
+
+class Slowly:
+    """A request whose body is held back."""
+
+    def __init__(self, url: str, path: str, declared: int, *, chunked: bool = False) -> None:
+        address = httpx.URL(url)
+        self.socket = socket.create_connection((address.host, address.port), 10)
+        length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {declared}"
+        self.socket.sendall(f"POST {path} HTTP/1.1\r\nHost: {address.netloc.decode()}\r\n{length}\r\n\r\n".encode())
+
+    def answer(self) -> str:
+        with self.socket:
+            return self.socket.recv(65536).decode()
+
+
+def test_places_are_bounded(engine: Engine) -> None:
+    with served(create_app(engine, LOCAL, limits=Limits(requests=2))) as url:
+        slow = [Slowly(url, "/api/classify", len(picture(0))) for _ in range(2)]
+        time.sleep(0.2)
+        started = time.perf_counter()
+        refused = httpx.post(f"{url}/api/classify", content=picture(0))
+        assert time.perf_counter() - started < 1
+        assert (refused.status_code, refused.json()["error"]) == (503, "busy")
+        assert refused.headers["retry-after"] == "1"
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        for one in slow:
+            one.socket.sendall(picture(0))
+            assert one.answer().startswith("HTTP/1.1 200")
+        assert httpx.post(f"{url}/api/classify", content=picture(0)).status_code == 200
+
+
+def test_slow_bodies_are_given_up(engine: Engine) -> None:
+    with served(create_app(engine, LOCAL, limits=Limits(seconds=0.2))) as url:
+        assert Slowly(url, "/api/classify", 100).answer().startswith("HTTP/1.1 408")
+
+
+def test_slow_headers_are_given_up(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_HEADER_SECONDS", 0.3)
+    with served(create_app(engine, LOCAL)) as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port), 10) as dawdler:
+            dawdler.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+            ended = False
+            for _ in range(30):
+                try:
+                    dawdler.sendall(b"X-A: b\r\n")
+                except OSError:
+                    ended = True
+                    break
+                time.sleep(0.05)
+            assert ended or dawdler.recv(10) == b""
+
+
+def test_long_bodies_and_headers_are_stopped(engine: Engine) -> None:
+    with served(create_app(engine, LOCAL)) as url:
+        declared = httpx.post(f"{url}/api/classify", content=b"0" * 10_070_000)
+        assert (declared.status_code, declared.json()["error"]) == (413, "too_large")
+        endless = Slowly(url, "/api/embed", 0, chunked=True)
+        chunk = b"100000\r\n" + b"0" * 0x100000 + b"\r\n"
+        for _ in range(11):
+            endless.socket.sendall(chunk)
+        assert endless.answer().startswith("HTTP/1.1 413")
+        assert httpx.post(f"{url}/login", content=b"0" * 1_000_001).status_code == 413
+        assert httpx.get(f"{url}/healthz", headers={"X-Long": "0" * 20_000}).status_code == 431
+        assert httpx.get(f"{url}/?{'0' * 20_000}").status_code == 431
+        assert httpx.post(f"{url}/api/classify", content=picture(0)).status_code == 200
+
+
+def test_memory_of_bodies_is_bounded(engine: Engine) -> None:
+    with served(create_app(engine, LOCAL, limits=Limits(held=1_000_000))) as url:
+        assert httpx.post(f"{url}/api/embed", content=b"0" * 1_000_001).status_code == 503
+        endless = Slowly(url, "/api/embed", 0, chunked=True)
+        endless.socket.sendall(b"100000\r\n" + b"0" * 0x100000 + b"\r\n")
+        assert endless.answer().startswith("HTTP/1.1 503")
+        assert httpx.post(f"{url}/api/embed", content=picture(0)).status_code == 200  # given back
+
+
+def test_under_overload_answers_are_right_or_refused_at_once(engine: Engine) -> None:
+    """Many at a time, each with a picture of its own; who is answered gets the own answer."""
+    wanted = {seed: engine.embed(engine.look(picture(seed))) for seed in range(60)}
+    with served(create_app(engine, LOCAL, limits=Limits(requests=6))) as url, httpx.Client() as client:
+
+        def ask(number: int) -> tuple[int, float]:
+            started = time.perf_counter()
+            answer = client.post(f"{url}/api/embed", content=picture(number % 60))
+            if answer.status_code == 200:
+                np.testing.assert_allclose(answer.json()["features"], wanted[number % 60], rtol=1e-4, atol=1e-5)
+            return answer.status_code, time.perf_counter() - started
+
+        with ThreadPoolExecutor(24) as pool:
+            found = list(pool.map(ask, range(600)))
+        statuses = [status for status, _ in found]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) > 50
+        assert np.median([seconds for status, seconds in found if status == 503]) < 0.5
+        assert client.post(f"{url}/api/embed", content=picture(0)).status_code == 200
+
+
+# Passwords
+
+
+@pytest.fixture(scope="module")
+def locked(engine: Engine) -> Iterator[str]:
+    access = access_for("0.0.0.0", auth=True)
+    with served(create_app(engine, access, page=page(engine), auth=[("ann", "a:ß"), ("bob", "b")])) as address:
+        yield address
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+def test_passwords(locked: str) -> None:
+    def status(path: str, **more: Any) -> int:
+        return httpx.request(
+            "GET" if path.startswith(("/api/facts", "/thumbs")) else "POST", locked + path, **more
+        ).status_code
+
+    for path in ("/api/facts", "/api/classify", "/api/embed", "/api/search", f"/thumbs/{'0' * 64}.jpg"):
+        assert status(path) == 401
+    for wrong in (basic("ann", "b"), basic("", ""), {"Authorization": "Basic ?"}, {"Authorization": "Bearer x"}):
+        assert status("/api/facts", headers=wrong) == 401
+    assert status("/api/facts", headers=basic("ann", "a:ß")) == 200
+    assert status("/api/classify", headers=basic("bob", "b"), content=picture(0)) == 200
+    for path in (
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/queue/data?session_hash=a",
+    ):
+        assert httpx.get(locked + path).status_code == 401
+    assert httpx.post(f"{locked}/gradio_api/call/name", json={"data": [None]}).status_code == 401
+    assert httpx.post(f"{locked}/gradio_api/upload", files={"files": b"x"}).status_code == 401
+    assert httpx.get(f"{locked}/healthz").status_code == httpx.get(f"{locked}/readyz").status_code == 200
+
+
+def test_the_cookie_of_the_page_opens_the_api(locked: str) -> None:
+    with httpx.Client(base_url=locked) as client:
+        started = time.perf_counter()
+        wrong = client.post("/login", data={"username": "ann", "password": "nope"})
+        assert wrong.status_code == 400
+        assert time.perf_counter() - started > 0.4  # guessing is slow
+        assert client.get("/api/facts").status_code == 401
+        assert client.post("/login", data={"username": "ann", "password": "a:ß"}).status_code == 200
+        assert client.get("/api/facts").status_code == 200
+        assert client.get("/config").status_code == 200
+        client.get("/logout")
+        assert client.get("/api/facts").status_code == 401
+
+
+def test_a_password_needs_accounts(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="give --auth FILE"):
+        create_app(engine, Access(edits=True, public=False, password=True))
+
+
+def test_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "users"
+    file.write_text("# of the lab\nann:a:b\n\nbob: c \n", encoding="utf-8")
+    assert accounts(file) == [("ann", "a:b"), ("bob", " c ")]
+    monkeypatch.setenv("SIMCLR_AUTH", "eve:e")
+    assert accounts(None) == [("eve", "e")]
+    assert ("eve", "e") in accounts(file)
+    monkeypatch.delenv("SIMCLR_AUTH")
+    assert accounts(None) == []
+    for content, said in (("ann:a\nsecret-without-user", "line 2 is not"), ("# none", "no accounts"), (":p", "line 1")):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=said) as caught:
+            accounts(file)
+        assert "secret" not in str(caught.value).replace(str(file), "")
+    with pytest.raises(ValueError, match="cannot be read"):
+        accounts(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("host", "public", "auth", "wanted"),
+    [
+        ("127.0.0.1", False, False, Access(edits=True, public=False, password=False)),
+        ("localhost", False, True, Access(edits=True, public=False, password=True)),
+        ("::1", True, False, Access(edits=False, public=True, password=False)),
+        ("0.0.0.0", False, False, Access(edits=False, public=True, password=False)),
+        ("0.0.0.0", False, True, Access(edits=True, public=False, password=True)),
+        ("192.0.2.1", True, True, Access(edits=False, public=True, password=True)),
+        ("127.0.0.1.evil.example", False, False, Access(edits=False, public=True, password=False)),
+    ],
+)
+def test_access(host: str, public: bool, auth: bool, wanted: Access) -> None:
+    assert access_for(host, public=public, auth=auth) == wanted
+    lines = " ".join(told(wanted, host, 7860))
+    assert ("read-only" in lines) == (not wanted.edits)
+    assert ("with a password" in lines) == auth
+    assert ("Only this machine" in lines) == (host in ("127.0.0.1", "localhost", "::1"))
+
+
+# The page, and as a part of another application
+
+
+def page(engine: Engine) -> Any:
+    import gradio as gr
+
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        shown = gr.Image(type="filepath")
+        gr.Button().click(
+            lambda path: str(engine.classify(engine.look(path)).ranked[0].label), shown, gr.Textbox(), api_name="name"
+        )
+    return blocks
+
+
+def test_mounted_in_another_application(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    from gradio_client import Client, handle_file
+
+    other = FastAPI()
+
+    @other.get("/")
+    def own() -> str:
+        return "mine"
+
+    other.mount("/pictures", create_app(engine, PUBLIC, page=page(engine)))
+    (tmp_path / "a.png").write_bytes(picture(1))
+    best = engine.classify(engine.look(picture(1))).ranked[0].label
+    with served(other) as url:
+        assert httpx.get(url).json() == "mine"
+        assert httpx.get(f"{url}/pictures/readyz").status_code == 200
+        assert httpx.get(f"{url}/readyz").status_code == 404
+        named = httpx.post(f"{url}/pictures/api/classify", content=picture(1)).json()
+        assert named["classes"][0]["label"] == best
+        assert "gradio_config" in httpx.get(f"{url}/pictures/").text
+        assert httpx.get(f"{url}/pictures/monitoring/summary").status_code == 404
+        client = Client(f"{url}/pictures", verbose=False)
+        assert client.predict(handle_file(tmp_path / "a.png"), api_name="/name") == best
+        client.close()
+        del client
+        gc.collect()  # it leaves the event loops of its threads open
+
+
+def test_tidy_keeps_the_newest(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age, size in (("own", 9000, 50), ("old", 9000, 50), ("a", 300, 50), ("b", 200, 50), ("c", 100, 50)):
+        file = tmp_path / name / "file.png"
+        file.parent.mkdir()
+        file.write_bytes(b"0" * size)
+        os.utime(file, (now - age, now - age))
+    assert tidy(tmp_path, {tmp_path / "own" / "file.png"}, seconds=3600, most=120) == 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "own"]
+    assert tidy(tmp_path / "absent", set()) == 0
+
+
+# Starting and ending
+
+
+def test_listening_passes_over_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        first = taken.getsockname()[1]
+        monkeypatch.setattr(serve, "FIRST_PORT", min(first, 65_000))
+        with serve.listen("127.0.0.1", None) as found:
+            assert found.getsockname()[1] != first
+        with pytest.raises(ValueError, match="choose another with --port"):
+            serve.listen("127.0.0.1", first)
+
+
+def test_a_server_ends_with_open_connections(engine: Engine) -> None:
+    before = threading.active_count()
+    with served(create_app(engine, LOCAL)) as url:
+        slow = Slowly(url, "/api/classify", 100)
+        started = time.perf_counter()
+    assert time.perf_counter() - started < 8
+    until = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)  # threads of its pool end on their own
+    assert threading.active_count() <= before
+    slow.socket.close()
