@@ -88,11 +88,7 @@ def index(
 def _summary(uri: str, count: int, report: Any, *, keep: bool) -> str:
     parts = [f"{report.embedded:,} embedded now", f"{report.unchanged:,} unchanged"]
     if report.copies:
-<<<<<<< HEAD
-        parts.append(f"{report.copies:,} copies of others or moved")
-=======
         parts.append(f"{_counted(report.copies, 'copy', 'copies')} of others or moved")
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
     if report.relabelled:
         parts.append(f"{report.relabelled:,} labelled anew")
     if report.gone:
@@ -101,11 +97,7 @@ def _summary(uri: str, count: int, report: Any, *, keep: bool) -> str:
     if report.unreadable:
         file, reason = next(iter(report.unreadable.items()))
         parts.append(f"{len(report.unreadable):,} unreadable (such as {_printable(file)}: {_printable(reason)})")
-<<<<<<< HEAD
-    return f"{count:,} pictures in {uri}: {', '.join(parts)}"
-=======
     return f"{_counted(count, 'picture')} in {uri}: {', '.join(parts)}"
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
 
 
 def _labels(
@@ -216,23 +208,14 @@ def search(
             raise ValueError(f"{uri}: no pictures {what}{' with that label' if labels else ''}.")
     finally:
         opened.close()
-<<<<<<< HEAD
-    for hit in hits:
-        told = {"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
-        print(_json(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
-=======
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
     if sheet is not None:
         shown = [Shown(hit.thumbnail, f"{hit.score:.3f} {hit.label}", hit.path) for hit in hits]
         query = Shown(thumbnail(pixels), "", Path(image).absolute().as_posix())
         write_sheet(sheet, [("Looked for", [query]), ("Found", shown)], title=f"Most like {image.name}")
         print(f"To look at: {sheet}", file=sys.stderr)
-<<<<<<< HEAD
-=======
     for hit in hits:
         told = {"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
         print(_json(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
 
 
 def _folder(folder: Path) -> str:
@@ -278,12 +261,9 @@ def duplicates(
             print(f"Comparing {len(ids):,} pictures with each other...", file=sys.stderr, flush=True)
         stands = near_duplicates(vectors, threshold=threshold)
         groups = list(_groups(opened, ids, vectors, stands.tolist()))
-<<<<<<< HEAD
-=======
         if sheet is not None:
             shown = [(_heading(group), [(f"{one['similarity']:.3f}", one) for one in group]) for group in groups]
             _write(sheet, opened, shown, title="Near-duplicates and copies")
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
         for number, group in enumerate(groups, start=1):
             if as_json:
                 print(_json({"group": number, "pictures": group}))
@@ -293,25 +273,14 @@ def duplicates(
                 print(_line(f"  {picture['similarity']:.3f}", picture["label"], picture["path"]))
                 for copy in picture["copies"]:
                     print(_line("   copy", picture["label"], copy))
-<<<<<<< HEAD
-        if sheet is not None:
-            shown = [(_heading(group), [(f"{one['similarity']:.3f}", one) for one in group]) for group in groups]
-            _write(sheet, opened, shown, title="Near-duplicates and copies")
-=======
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
     finally:
         opened.close()
     surplus = sum(len(group) - 1 for group in groups)
     copies = sum(len(picture["copies"]) for group in groups for picture in group)
     print(
-<<<<<<< HEAD
-        f"{len(groups):,} groups among {len(ids):,} pictures: {surplus:,} near-duplicates (cosine {threshold:g} or "
-        f"more), {copies:,} exact copies.",
-=======
         f"{_counted(len(groups), 'group')} among {_counted(len(ids), 'picture')}: "
         f"{_counted(surplus, 'near-duplicate')} (cosine {threshold:g} or more), "
         f"{_counted(copies, 'exact copy', 'exact copies')}.",
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
         file=sys.stderr,
     )
 
@@ -377,13 +346,8 @@ def _groups(opened: "Index", ids: Sequence[str], vectors: Any, stands: Sequence[
 
 def _heading(group: Sequence[dict[str, Any]]) -> str:
     copies = sum(len(picture["copies"]) for picture in group)
-<<<<<<< HEAD
-    parts = [f"{len(group)} pictures"] if len(group) > 1 else []
-    return " and ".join(parts + ([f"{copies} exact {'copy' if copies == 1 else 'copies'}"] if copies else []))
-=======
     parts = [_counted(len(group), "picture")] if len(group) > 1 else []
     return " and ".join(parts + ([_counted(copies, "exact copy", "exact copies")] if copies else []))
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
 
 
 # ---- simclr outliers -------------------------------------------------------------------------------------------------
@@ -411,20 +375,6 @@ def outliers(uri: str, top: int, as_json: bool, sheet: Path | None) -> None:
         ids, vectors = opened.vectors()
         if len(ids) < 3:
             raise ValueError(f"{uri}: {len(ids)} pictures; what is odd shows among more.")
-<<<<<<< HEAD
-        if len(ids) > _MANY:
-            print(f"Comparing {len(ids):,} pictures with each other...", file=sys.stderr, flush=True)
-        scores = atlas.outliers(vectors, min(10, len(ids) - 1))
-        rows = np.argsort(-scores, kind="stable")[:top].tolist()
-        items = {item.id: item for item in opened.get([ids[row] for row in rows])}
-        found = [(float(scores[row]), items[ids[row]]) for row in rows if ids[row] in items]
-        for score, item in found:
-            told = {"path": item.path, "label": item.label, "score": round(score, 6), "id": item.id}
-            print(_json(told) if as_json else _line(f"{score:.3f}", item.label, item.path))
-        if sheet is not None:
-            pictures = [(f"{score:.3f}", item._asdict()) for score, item in found]
-            _write(sheet, opened, [("", pictures)], title=f"Least like the others, of {len(ids):,}")
-=======
         scores = atlas.outliers(vectors, min(10, len(ids) - 1), progress=True)
         rows = np.argsort(-scores, kind="stable")[:top].tolist()
         items = {item.id: item for item in opened.get([ids[row] for row in rows])}
@@ -435,7 +385,6 @@ def outliers(uri: str, top: int, as_json: bool, sheet: Path | None) -> None:
         for score, item in found:
             told = {"path": item.path, "label": item.label, "score": round(score, 6), "id": item.id}
             print(_json(told) if as_json else _line(f"{score:.3f}", item.label, item.path))
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
     finally:
         opened.close()
 
@@ -443,13 +392,10 @@ def outliers(uri: str, top: int, as_json: bool, sheet: Path | None) -> None:
 # ---- what is printed -------------------------------------------------------------------------------------------------
 
 
-<<<<<<< HEAD
-=======
 def _counted(count: int, one: str, several: str = "") -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
 def _printable(text: str) -> str:
     from app.classify import plain
 

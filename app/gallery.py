@@ -120,28 +120,17 @@ def _listed(paths: Sequence[str | Path], *, emptied: bool, progress: Progress) -
     """All files of ``paths``. Raises ValueError for a path that is missing or cannot be listed."""
     files: dict[str, tuple[int, int]] = {}
     problems: dict[str, str] = {}
-<<<<<<< HEAD
-    folders, named = set(), set()
-    for path in map(_absolute, paths):
-        if os.path.isdir(path) or (emptied and not os.path.lexists(path)):  # noqa: PTH112
-            folders.add(path)
-=======
     folders: dict[str, None] = {}  # in the order given
     named = set()
     for path in map(_absolute, paths):
         if os.path.isdir(path) or (emptied and not os.path.lexists(path)):  # noqa: PTH112
             folders[path] = None
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
         elif not os.path.isfile(path):  # noqa: PTH113
             what = "not a regular file" if os.path.lexists(path) else "no such file or folder"
             raise ValueError(f"{path}: {what}.")
         else:
             named.add(path)
-<<<<<<< HEAD
-    outer = dict.fromkeys(sorted(path for path in folders if path == "/" or _folder_of(path, folders) is None), 0)
-=======
     outer = {path: 0 for path in folders if path == "/" or _folder_of(path, folders) is None}
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
 
     def cannot(place: str, error: OSError) -> None:
         reason = f"cannot be listed ({error.strerror or type(error).__name__})"
@@ -229,13 +218,8 @@ def embed_paths(
     ``label_of`` names the label of a file by its absolute path; where it says None, or without it, that is the name of
     the file's folder, none for files directly in a folder given. A file that is unchanged gets another label only where
     ``label_of`` says one, and another than when it was last indexed. ``progress``: a bar on a terminal, none, or a
-<<<<<<< HEAD
-    function called with the files done and all to do. ``emptied``: folders without any file, or missing, were emptied on
-    purpose. ``readers``: threads that read; one a core, at most 8, unless given.
-=======
     function called with the files done and all to do. ``emptied``: folders that are missing or hold no file were
     emptied on purpose. ``readers``: threads that read; one a core, at most 8, unless given.
->>>>>>> 7164b611127ef0e8b45fc45cb1e539d52fc5b69c
 
     Raises ValueError, in one line and before any work, for a path that is missing, a folder that cannot be listed or
     is empty while the index knows files of it, or when there is no picture at all.
