@@ -1,6 +1,7 @@
 """What programs can call on the page: a stable name for each function, plain values in, JSON out (docs/serving.md)."""
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ def _texts(values: Any) -> list[str]:
 def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose users' mistakes are errors of one line."""
 
+    @wraps(function)  # Gradio names the parameters as the function does
     def call(*arguments: Any) -> Any:
         try:
             return function(*arguments)
@@ -225,5 +227,4 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    call.__name__ = function.__name__.strip("_")
     return call

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from app.engine import Classification
-from app.index import Hit, Index, Item
+from app.index import UPLOADED, Hit, Index, Item
 
 _SCRIPTS = Path(__file__).with_name("js")
 
@@ -185,13 +185,14 @@ class Folders(NamedTuple):
 
 
 def folders(index: Index) -> Folders:
-    """Names are relative to the deepest folder that holds all; a name stands for itself and what lies below."""
-    full = sorted(folder for folder in index.folders() if folder)
-    parents = {parent for folder in full for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
-    paths = [PurePosixPath(folder) for folder in full]
-    root = PurePosixPath(_common([path.parts for path in paths])) if paths else PurePosixPath()
-    inside = sorted(path for path in parents if path != root and root in path.parents)
-    return Folders({path.relative_to(root).as_posix(): path.as_posix() for path in inside}, root.as_posix())
+    """Names are relative to the deepest folder that holds all; a name stands for itself and what lies below. Pictures
+    that came through the page make a folder of their own."""
+    given = [folder for folder in index.folders() if folder]
+    uploads = {folder: folder for folder in given if f"{folder}/" == UPLOADED}
+    paths = [PurePosixPath(folder) for folder in given if folder not in uploads]
+    root = PurePosixPath(_common([path.parts for path in paths]))
+    inside = {path for full in paths for path in (full, *full.parents) if root in path.parents}
+    return Folders({path.relative_to(root).as_posix(): str(path) for path in sorted(inside)} | uploads, root.as_posix())
 
 
 def _common(paths: Sequence[tuple[str, ...]]) -> str:

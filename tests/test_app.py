@@ -58,13 +58,14 @@ class Served(NamedTuple):
     process: "subprocess.Popen[str]"
 
 
-def start(base: Path, gallery: Path | None) -> Served:
+def start(base: Path, gallery: Path | None, *, model: Path | None = None) -> Served:
     """The app in a process of its own, on a free port; returns when the page is served."""
-    model, log = tiny_student(base), base / "outside.log"
+    model, log = model or tiny_student(base), base / "outside.log"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", GUARD, str(log), "app", "--model", str(model), "--port", str(port), "--no-browser"]
+    command += ["--labels", str(base / "labels.csv")]
     if gallery is not None:
         command += ["--gallery", str(gallery)]
     environment = {**os.environ, "SIMCLR_CACHE": str(base / "app-cache")}

@@ -120,7 +120,7 @@ def build(engine: Engine) -> Any:
             said += f"; {len(report.unreadable)} cannot be read, such as {Path(name).name}: {reason}"
         return parts.done(f"{said}.")
 
-    def duplicates() -> tuple[str, list[str], str]:
+    def find_duplicates() -> tuple[str, list[str], str]:
         assert engine.index is not None
         groups = duplicate_groups(engine)
         if not groups:
@@ -173,7 +173,7 @@ def build(engine: Engine) -> Any:
     )
     add.click(told(add_folder, lambda text: text), path, note, **LONG).then(show, inputs, outputs, **QUICK)
     halt.click(stop.set, None, None, **QUICK)
-    find.click(duplicates, None, [groups, chosen, bar], **LONG).then(show, inputs, outputs, **QUICK)
+    find.click(find_duplicates, None, [groups, chosen, bar], **LONG).then(show, inputs, outputs, **QUICK)
     return show, inputs, outputs
 
 
