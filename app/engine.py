@@ -7,11 +7,10 @@ import numpy as np
 
 from app.index import Hit, Index
 from export.runtime import OnnxModel
-from zoo.transforms import ImageLike, read_image
+from zoo.transforms import ImageLike
 
 BUNDLED = "r18_1x.imagenette_distilled.onnx"
 NONE_LIKELY = 0.5  # below even odds for its best class, the model is taken not to know; facts may say otherwise
-MAX_PIXELS = 50_000_000
 
 
 class Prediction(NamedTuple):
@@ -38,18 +37,6 @@ def bundled_student() -> Path:
             f"No student is bundled with this copy of simclrv2 ({path} is missing); give one with --model student.onnx."
         )
     return path
-
-
-def read_upload(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A stranger's file as a uint8 array (H, W, 3): only plain picture formats, at most 50 megapixels.
-
-    Raises ValueError, in one line that names the file but not its folder.
-    """
-    path = Path(path)
-    try:
-        return read_image(path, max_pixels=max_pixels)
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(path), path.name)) from None
 
 
 class Engine:
