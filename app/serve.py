@@ -14,6 +14,7 @@ from typing import Any
 from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
 from app.pictures import DRAWN, drawn_folder
+from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
 from zoo.files import cache_dir
 
@@ -34,6 +35,7 @@ def serve(
     """
     started = time.monotonic()
     port = free_port(host, port)
+    steady_memory()
     with tempfile.TemporaryDirectory(prefix="simclr-", ignore_cleanup_errors=True) as folder:
         be_quiet(Path(folder))
         with ThreadPoolExecutor(1) as pool:  # Gradio takes seconds to import: meanwhile the gallery is opened
@@ -41,6 +43,7 @@ def serve(
             onnx = OnnxModel(model or bundled_student())
             index, report = open_gallery(gallery, onnx)
             ui = page_module.result()
+        restrict_pillow()  # from here on there are strangers' pictures
         print(_told(report, index.count()), file=sys.stderr)
         try:
             launch(ui, Engine(onnx, index), Path(folder), host=host, port=port, browser=browser)

@@ -9,9 +9,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
-from app.engine import Engine, Prediction, read_upload
+from app.engine import Engine, Prediction
 from app.index import Hit
 from app.pictures import CREDIT
+from app.uploads import read_upload, uploads_only
 
 MOST_HITS = 48
 MAX_FILE_SIZE = "20mb"
@@ -124,8 +125,7 @@ def build(engine: Engine, *, examples: Sequence[Path] = (), example_credit: str 
                     elem_id="picture",
                     placeholder="Drop a picture here\n— or —\nclick to choose one",
                 )
-                # The page reads uploads itself: Gradio's reader would name its temporary folder in its messages.
-                picture.preprocess = lambda payload: payload and payload.path
+                uploads_only(picture)
                 if examples:
                     gr.Examples(
                         [[str(path)] for path in examples],
