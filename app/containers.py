@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 MAX_PARTS = 20_000  # chunks or segments; a 10 MB PNG in chunks of 4 KB has 2,500
 MAX_BLOCKS = 200_000  # of at most 255 bytes, in a GIF; 10 MB have 40,000
 MAX_SCANS = 100  # of a JPEG; a progressive one has 10, in four colours 18
-MAX_SCANNED = 500_000_000  # scans times pixels: every scan passes over the whole picture, however few its bytes are
+MAX_SCANNED = 325_000_000  # scans times pixels, 13 at 25 megapixels: each passes over the whole picture, however short
 MAX_RUNS = 1_000_000  # bytes of a run-length coded BMP: these are unpacked here, in Python
 
 _ORIENTATION = 0x0112

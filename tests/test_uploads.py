@@ -32,7 +32,7 @@ BAD = {  # name: contents, code, what is said
     "cut.png": (PNG[:90], "damaged", "it ends too early"),
     "cut.jpg": (JPEG[:400], "damaged", "it ends too early"),
     "cut.gif": (b"GIF89a\1\0", "damaged", "it ends too early"),
-    "scans.jpg": (hostile.scans_jpeg(5000, 5000, 50), "too_complex", "a JPEG of 21 scans or more"),
+    "scans.jpg": (hostile.scans_jpeg(5000, 5000, 50), "too_complex", "a JPEG of 14 scans or more"),
     "huge.png": (hostile.flat_png(60_000, 60_000, rows=1), "too_many_pixels", "60000 x 60000 pixels is more than the"),
     "large.png": (PNG + bytes(MAX_BYTES), "too_large_file", "more than the 10 MB allowed"),
     "<b>.jpg": (b"x", "format", "not a picture"),
