@@ -23,6 +23,7 @@ from app.access import Access, access_for, accounts, told
 from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
 from app.pictures import DRAWN, drawn_folder
+from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
 from zoo.files import cache_dir
 
@@ -57,6 +58,7 @@ def serve(
     access = access_for(host, public=public, auth=bool(users))
     listening = listen(host, port)
     port = listening.getsockname()[1]
+    steady_memory()
     with (
         contextlib.closing(listening),
         tempfile.TemporaryDirectory(prefix="simclr-", ignore_cleanup_errors=True) as folder,
@@ -68,6 +70,7 @@ def serve(
             students = [OnnxModel(path, threads=_cores()) for path in models or [bundled_student()]]
             index, report = open_gallery(gallery, students[0])
             page_modules.result()
+        restrict_pillow()  # from here on there are strangers' pictures
         print(_told(report, index.count()), file=sys.stderr)
         engine = Engine(students[0], index, others=students[1:])
         try:
