@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from export.embeddings import NEAR_DUPLICATE, near_duplicates, normalise, spherical_kmeans
 
-MOST_ROWS = 20_000  # that t-SNE, clusters and the choice of what to label look at; the others go with their nearest
+MOST_ROWS = 20_000  # that t-SNE places itself; the others go with their nearest
+SOME_ROWS = 5_000  # that clusters are made of, and that are looked at for what to label: so neither takes minutes
 MOST_CLUSTERS = 30  # unless a number is given: more colours cannot be told apart
 _MOST_SPREAD = 500  # clusters among which is chosen what to label (so Hacohen et al. 2022)
 _ROWS, _COLUMNS = 1024, 4096  # of the cosines looked at at a time
@@ -40,7 +41,7 @@ def flat(
         raise ValueError("Some vectors are not finite; delete those pictures from the gallery.")
     if method == "pca" or len(vectors) < 5:
         return _fitted_in(_principal(vectors, 2))
-    taken = _even(len(vectors))
+    taken = _even(len(vectors), MOST_ROWS)
     points = _tsne(_principal(vectors[taken], 50), seed, progress)
     if len(taken) == len(vectors):
         return _fitted_in(points)
@@ -69,7 +70,7 @@ def _axes(rows: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:
     if width <= _EXACT:
         covariance = np.zeros((width, width))
         for some in _parts(size, _COLUMNS):
-            part = rows[some] - mean
+            part = rows[some] - mean.astype(np.float32)
             covariance += part.T @ part
         return np.linalg.eigh(covariance)[1][:, ::-1][:, :count].copy()
     if size <= _EXACT:
@@ -132,9 +133,9 @@ def _parts(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _even(count: int) -> np.ndarray:
-    """At most ``MOST_ROWS`` of ``count`` rows, evenly from first to last."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(np.int64))
+def _even(count: int, most: int) -> np.ndarray:
+    """At most ``most`` of ``count`` rows, evenly from first to last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 # ---- clusters and oddities -------------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ def _even(count: int) -> np.ndarray:
 def clusters(vectors: np.ndarray, count: int | None = None, *, seed: int = 0) -> np.ndarray:
     """The cluster of each row of ``vectors`` (N, D), int64 (N,): 0 is the largest.
 
-    ``count``: how many; None for the root of half the rows, from 1 to 30. Spherical k-means; of more than 20,000 rows
+    ``count``: how many; None for the root of half the rows, from 1 to 30. Spherical k-means; of more than 5,000 rows
     that many are clustered, evenly, and the others go to the nearest centre.
 
     Raises ValueError for fewer than 1 cluster or more than there are rows.
@@ -153,7 +154,7 @@ def clusters(vectors: np.ndarray, count: int | None = None, *, seed: int = 0) ->
     if count is None:
         count = max(1, min(MOST_CLUSTERS, round((len(vectors) / 2) ** 0.5)))
     unit = normalise(vectors)
-    taken = _even(len(unit))
+    taken = _even(len(unit), max(SOME_ROWS, count))
     if count > len(taken):
         raise ValueError(f"{count} clusters of {len(unit)} vectors: choose from 1 to {len(taken)}.")
     found = spherical_kmeans(unit[taken], count, seed=seed, restarts=2)
@@ -229,7 +230,7 @@ def worth_labelling(
     worse (docs/log.md).
 
     Left out are near-duplicates (cosine ``duplicates`` or more) of a known row or of an earlier one, and rows that are
-    zero or not finite. Of more than 20,000 rows without a label that many are looked at, evenly. Raises ValueError for
+    zero or not finite. Of more than 5,000 rows without a label that many are looked at, evenly. Raises ValueError for
     a ``count`` below 1, or probabilities that do not fit.
     """
     if count < 1:
@@ -240,7 +241,7 @@ def worth_labelling(
     labelled = np.zeros(len(vectors), bool)
     labelled[list(known)] = True
     fresh = np.flatnonzero(usable & ~labelled)
-    rows = np.concatenate([np.flatnonzero(usable & labelled), fresh[_even(len(fresh))]])
+    rows = np.concatenate([np.flatnonzero(usable & labelled), fresh[_even(len(fresh), max(SOME_ROWS, count))]])
     unit = normalise(vectors[rows])
     kept = np.flatnonzero(near_duplicates(unit, threshold=duplicates) == np.arange(len(unit)))
     rows, unit = rows[kept], unit[kept]

@@ -119,9 +119,9 @@ def test_tsne_keeps_heaps_together() -> None:
 # ---- clusters and oddities -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most", [20_000, 50])
+@pytest.mark.parametrize("most", [5_000, 50])
 def test_clusters_are_the_heaps_the_largest_first(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atlas, "MOST_ROWS", most)
+    monkeypatch.setattr(atlas, "SOME_ROWS", most)
     sizes = [25, 60, 40]
     vectors, heap = heaps(sizes)
     found = clusters(vectors, 3, seed=1)
@@ -214,7 +214,7 @@ def test_many_known_leave_no_cluster_uncovered(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_very_many_rows_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atlas, "MOST_ROWS", 30)
+    monkeypatch.setattr(atlas, "SOME_ROWS", 30)
     vectors, heap = heaps([100, 50, 50])
     found = worth_labelling(vectors, [int(np.flatnonzero(heap == 0)[0])], None, 2)
     assert sorted(heap[found].tolist()) == [1, 2]
