@@ -1,7 +1,8 @@
-# make demo    the app on the bundled student        make lint   ruff, mypy, import-linter
-# make test    the tests                             make bench  the benchmarks
-# make test-browser, test-network, test-all          make fuzz   200,000 mutants of checkpoints
-# make hostile 3,000 hostile pictures, over HTTP too    make clean  remove .venv
+# make demo     the app on the bundled student       make lint     ruff, mypy, import-linter
+# make test     the tests                            make bench    the benchmarks
+# make test-browser, test-network, test-milvus,      make fuzz     200,000 mutants of checkpoints
+#      test-all                                      make hostile  3,000 hostile pictures, over HTTP too
+#                                                    make clean    remove .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench fuzz hostile test-browser test-network test-all clean
+.PHONY: demo test lint bench fuzz hostile test-browser test-network test-milvus test-all clean
 
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
@@ -49,8 +50,12 @@ test-browser: $(VENV)/.browser
 test-network: $(VENV)/.test
 	$(BIN)/python -m pytest -m network
 
+# against Milvus Lite on loopback and, where its package installs, a real server, which listens on all interfaces
+test-milvus: $(VENV)/.milvus
+	$(BIN)/python -m pytest -m milvus -rs
+
 test-all: $(VENV)/.browser
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	$(BIN)/python -m pytest -m "not gpu and not network and not milvus"
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)
@@ -79,5 +84,11 @@ $(VENV)/.browser: $(VENV)/.test
 	$(PIP) install --quiet --group browser
 	@touch $@
 
+# the real server wants an old setuptools, so it lives apart; its tests are skipped where it does not install
+$(VENV)/.milvus: $(VENV)/.test
+	$(PIP) install --quiet --group milvus
+	-$(PYTHON) -m venv .venv-milvus && .venv-milvus/bin/pip install --quiet 'milvus==2.3.5' 'setuptools<81'
+	@touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-milvus

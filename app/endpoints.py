@@ -15,9 +15,10 @@ from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Filter, Hit, Item, Record
 from app.lesson import answers
-from app.tabs.common import BUSY, uploaded
+from app.tabs.common import BUSY
 from app.tabs.gallery import duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
+from app.uploads import uploads_only
 from export.heads import teach
 
 OPEN = ("classify", "search", "similar", "embed", "teach", "about")
@@ -161,7 +162,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
 
     def picture() -> gr.Image:
         image = gr.Image(type="filepath", label="image", visible=False)
-        image.preprocess = uploaded  # only Engine.look opens it
+        uploads_only(image)
         return image
 
     def number(name: str, value: int, most: int, least: int = 1) -> gr.Number:

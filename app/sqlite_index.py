@@ -348,11 +348,11 @@ class SqliteIndex:
             "SELECT number, label, path FROM images WHERE number > ? ORDER BY number", (rows.last,)
         )
         vectors = database.execute("SELECT number, vector FROM vectors WHERE number > ? ORDER BY number", (rows.last,))
-        row, width = rows.used, self.dimension * self._dtype.itemsize
+        row, width, labels, folders = rows.used, self.dimension * self._dtype.itemsize, self._labels, self._folders
         while some := pictures.fetchmany(_CHUNK):
             blobs = vectors.fetchmany(_CHUNK)
             numbers = [picture[0] for picture in some]
-            if numbers != [blob[0] for blob in blobs] or any(len(blob[1]) != width for blob in blobs):
+            if numbers != [blob[0] for blob in blobs] or {len(blob[1]) for blob in blobs} != {width}:
                 raise sqlite3.DatabaseError("vectors are missing or cut")
             kept = np.frombuffer(b"".join(blob[1] for blob in blobs), self._dtype)
             chunk = rows.matrix[row : row + len(some)]
@@ -363,8 +363,8 @@ class SqliteIndex:
             chunk /= length[:, None]
             here = slice(row, row + len(some))
             rows.numbers[here] = numbers
-            codes = [self._codes(label, path) for _, label, path in some]
-            rows.labels[here], rows.folders[here] = np.array(codes, np.int32).T
+            rows.labels[here] = [labels.setdefault(label, len(labels)) for _, label, _ in some]
+            rows.folders[here] = [folders.setdefault(folder_of(path), len(folders)) for _, _, path in some]
             rows.alive[here] = True
             row += len(some)
         return rows._replace(used=row, last=int(rows.numbers[row - 1]))

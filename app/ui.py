@@ -66,25 +66,8 @@ def build(
         for tab, (run, inputs, outputs) in long:
             tab.select(run, inputs, outputs, **LONG)
         endpoints.add(engine, access, labels=labels.absolute())
-    for component in page.blocks.values():
-        _refuse_addresses(component)
     page.queue(max_size=64)
     return page
-
-
-def _refuse_addresses(component: Any) -> None:
-    """Make a component take uploads only: Gradio would fetch the address that a client names as a file."""
-    original = getattr(component, "async_move_resource_to_block_cache", None)
-    if original is None:
-        return
-
-    async def uploads_only(path: str | Path | None) -> str | None:
-        if "://" in str(path):
-            raise gr.Error("Only uploaded files are read, no addresses.", print_exception=False)
-        kept: str | None = await original(path)
-        return kept
-
-    component.async_move_resource_to_block_cache = uploads_only
 
 
 def _header(engine: Engine) -> str:

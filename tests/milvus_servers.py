@@ -52,7 +52,7 @@ def _server(kind: str) -> str:
         command = [program, "server", "--data-dir", f"{folder}/data", "--host", "127.0.0.1", "--port", str(port)]
     else:
         command = [program, "--data", f"{folder}/data", "--proxy-port", str(port)]
-    log = Path(folder, "log").open("w+")
+    log = Path(folder, "log").open("w+")  # noqa: SIM115  as long as the server runs
     process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=folder)
     atexit.register(_stop, process, log, folder)
     until = time.monotonic() + 120

@@ -9,6 +9,7 @@ import gradio as gr
 from app.batching import Busy
 from app.engine import Engine, Picture
 from app.parts import problem
+from app.uploads import uploads_only
 
 BUSY = "Many people are asking just now; try again in a few seconds."
 # Events of this page only (app.endpoints has the public ones). The quick ones are answered by one request: through
@@ -33,13 +34,8 @@ def picture_input(name: str, *, says: str, height: int = 330) -> gr.Image:
         elem_id=name,
         placeholder=says,
     )
-    image.preprocess = uploaded  # Gradio's own would open the file with any decoder that Pillow has
+    uploads_only(image)
     return image
-
-
-def uploaded(payload: Any) -> str | None:
-    """The path of an upload."""
-    return payload and payload.path
 
 
 def look(engine: Engine, path: str | None) -> Picture | None:

@@ -11,9 +11,9 @@ from app import parts
 from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Record
-from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told, uploaded
+from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told
 from app.tabs.search import ANY, choices, where
-from app.uploads import Refused
+from app.uploads import Refused, uploads_only
 from export.embeddings import NEAR_DUPLICATE, near_duplicates
 
 PAGE = 48
@@ -147,7 +147,7 @@ def build(engine: Engine) -> Any:
                 files = gr.UploadButton(
                     "Upload pictures", file_count="multiple", file_types=PICTURE_ENDINGS, elem_id="gallery-upload"
                 )
-                files.preprocess = lambda payload: payload and [uploaded(one) for one in payload.root]  # type: ignore[attr-defined]
+                uploads_only(files)
                 path = gr.Textbox(
                     label="A folder of this machine", placeholder="/home/me/photos", max_lines=1, elem_id="add-path"
                 )

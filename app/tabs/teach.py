@@ -16,8 +16,8 @@ from app import parts
 from app.access import Access
 from app.engine import Engine
 from app.lesson import Example, Lesson
-from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, look, picture_input, told, uploaded
-from app.uploads import Refused
+from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, look, picture_input, told
+from app.uploads import Refused, uploads_only
 from export.embeddings import normalise
 from export.heads import Taught
 
@@ -209,7 +209,7 @@ def build(engine: Engine, access: Access) -> Any:
                 "Upload examples once there is a class", file_count="multiple", file_types=PICTURE_ENDINGS,
                 interactive=False, elem_id="teach-upload",
             )  # fmt: skip
-            files.preprocess = lambda payload: payload and [uploaded(one) for one in payload.root]  # type: ignore[attr-defined]
+            uploads_only(files)
             figures = gr.HTML(elem_id="score")
             with gr.Accordion("Try it on a picture", open=False, elem_id="try"):
                 tried = picture_input("try-picture", says="Drop a picture here", height=180)
