@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from app.index import FileState, Index, Record, open_index
+from app.index import DELETED, FileState, Index, Record, open_index
 from app.pictures import drawn_folder
 from export.runtime import CHUNK, OnnxModel
 from zoo.files import cache_dir
@@ -25,7 +25,6 @@ from zoo.folders import image_files as image_files
 from zoo.transforms import read_image
 
 THUMBNAIL = 160  # pixels, the longer side
-DELETED = "deleted"  # the problem of a file whose picture a person deleted: it stays away
 AHEAD = 3  # batches that may lie read before the model takes them: bounds the memory
 _ASKED = 1000  # pictures asked of an index at a time
 
