@@ -86,11 +86,11 @@ def application(
     engine: Engine, access: Access, *, uploads: Path, folder: Path, auth: Sequence[tuple[str, str]] = ()
 ) -> Any:
     """The web application with the page. ``folder`` takes the page's own files."""
-    from app import server, ui
+    from app import server, theme, ui
 
     pictures = drawn_folder(cache_dir())
-    page = ui.build(engine, examples=[pictures / name / "1.jpg" for name in DRAWN])
-    look = server.Look(theme=ui.theme(), css=ui.css(), favicon=ui.favicon(folder / "favicon.png"))
+    page = ui.build(engine, access, examples=[pictures / name / "1.jpg" for name in DRAWN])
+    look = server.Look(theme=theme.theme(), css=theme.css(), favicon=theme.favicon(folder / "favicon.png"))
     frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
     return server.create_app(engine, access, page=page, look=look, auth=auth, uploads=uploads, frames=frames)
 
