@@ -29,6 +29,7 @@ from app.batching import Busy
 from app.engine import Engine
 from app.guard import Guard, Limits
 from app.index import Filter
+from app.sessions import Sessions
 from app.uploads import MAX_BYTES, Refused
 
 KEPT = 3600  # seconds that uploads and results stay on disk
@@ -311,7 +312,10 @@ def _mount(app: FastAPI, page: gr.Blocks, look: Look, *, sign_in: Any) -> routes
     )
     page.has_launched = True  # else what a callback returns as a file is not checked
     found = [getattr(route, "app", None) for route in app.routes]
-    return next(one for one in found if isinstance(one, routes.App))
+    mounted: routes.App = next(one for one in found if isinstance(one, routes.App))
+    mounted.state_holder = Sessions()
+    mounted.state_holder.set_blocks(page)
+    return mounted
 
 
 def _take_uploads_only(page: gr.Blocks) -> None:
