@@ -1,7 +1,7 @@
 # make demo    the app on the bundled student        make lint   ruff, mypy, import-linter
 # make test    the tests                             make bench  the benchmarks
 # make test-browser, test-network, test-all          make fuzz   200,000 mutants of checkpoints
-#                                                    make clean  remove .venv
+# make hostile 3,000 hostile pictures, over HTTP too    make clean  remove .venv
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench fuzz test-browser test-network test-all clean
+.PHONY: demo test lint bench fuzz hostile test-browser test-network test-all clean
 
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
@@ -35,6 +35,11 @@ bench: $(VENV)/.bench
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz_checkpoint.py --mutants 200000
+
+# some 3,000 hostile pictures and 20,000 mutants, in one process and over HTTP
+hostile: $(VENV)/.test
+	$(BIN)/python tests/hostile.py --mutants 20000
+	$(BIN)/python tests/hostile.py --http
 
 # needs Debian's chromium (apt-get install chromium fonts-dejavu-core) and node's npm
 test-browser: $(VENV)/.browser

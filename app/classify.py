@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from app.engine import Classification, Engine, classification
-from app.gallery import image_files
 from export.runtime import CHUNK
+from zoo.folders import image_files
 
 LONGEST_LABEL = 32  # columns of a table
 _SHORTEST_PATH = 16

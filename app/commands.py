@@ -26,6 +26,13 @@ PATH = click.Path(path_type=Path)
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 @click.option("--public", is_flag=True, help="For strangers: nothing of the gallery can be changed.")
 @click.option("--auth", type=PATH, help="A file with lines user:password; $SIMCLR_AUTH holds one, too.")
+@click.option(
+    "--labels",
+    type=PATH,
+    default=Path("labels.csv"),
+    show_default=True,
+    help="The CSV of path,label that the tab Label writes.",
+)
 def app(
     models: tuple[Path, ...],
     gallery: str | None,
@@ -34,6 +41,7 @@ def app(
     browser: bool,
     public: bool,
     auth: Path | None,
+    labels: Path,
 ) -> None:
     """Serve the page: classify pictures, search a gallery, teach new classes. Nothing leaves this machine.
 
@@ -47,7 +55,7 @@ def app(
 
     signal.signal(signal.SIGTERM, end)
     try:
-        serve(models, gallery, host=host, port=port, browser=browser, public=public, auth=auth)
+        serve(models, gallery, host=host, port=port, browser=browser, public=public, auth=auth, labels=labels)
     except KeyboardInterrupt:
         sys.stdout.flush()
         os._exit(130)  # all is closed; threads that hold connections of open pages would keep Python waiting

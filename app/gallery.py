@@ -1,159 +1,445 @@
-"""A folder of pictures into an index: only what is new or changed is embedded, and what is done is kept."""
+"""Pictures of folders into an index: only what is new or changed is read, by threads, and what is done is kept."""
 
 import hashlib
 import io
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from app.index import FileState, GalleryIndex, Record, open_index
+from app.index import FileState, Index, Record, open_index
 from app.pictures import drawn_folder
 from export.runtime import CHUNK, OnnxModel
 from zoo.files import cache_dir
+from zoo.folders import endings, walk
+from zoo.folders import image_files as image_files
 from zoo.transforms import read_image
 
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 THUMBNAIL = 160  # pixels, the longer side
+DELETED = "deleted"  # the problem of a file whose picture a person deleted: it stays away
+AHEAD = 3  # batches that may lie read before the model takes them: bounds the memory
+_ASKED = 1000  # pictures asked of an index at a time
+
+LabelOf: TypeAlias = Callable[[Path], "str | None"]
+Progress: TypeAlias = "bool | Callable[[int, int], None]"
 
 
 class Report(NamedTuple):
-    """What embedding a folder did: pictures embedded now, files unchanged since, files gone, files not readable."""
+    """What bringing an index up to date with its files did."""
 
-    embedded: int
-    unchanged: int
-    gone: int
-    unreadable: dict[str, str]  # path -> reason, in one line
-
-
-def index_path(folder: Path, fingerprint: str) -> Path:
-    """Where the index of a folder embedded by a model is kept."""
-    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
-    return cache_dir() / "galleries" / f"{place[:16]}-{fingerprint[:16]}.sqlite"
+    embedded: int  # pictures that are new in the index
+    unchanged: int  # files looked at before and the same since
+    gone: int  # files that are no longer there
+    unreadable: dict[str, str]  # file, or folder that cannot be listed -> reason, in one line; also those of before
+    copies: int = 0  # new files whose picture was there already
+    relabelled: int = 0  # unchanged files that a table now labels otherwise
+    vanished: tuple[str, ...] = ()  # the files that are gone, by path
 
 
-def open_gallery(folder: Path | None, model: OnnxModel, *, progress: bool = True) -> tuple[GalleryIndex, Report]:
-    """The index of a folder, brought up to date; of the drawn pictures when there is no folder.
-
-    Raises ValueError for a folder that is missing or holds no picture.
-    """
-    if folder is None:
-        folder = drawn_folder(cache_dir())
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder.")
-    path = index_path(folder, model.fingerprint)
-    index = open_index(path, fingerprint=model.fingerprint, dimension=model.feature_width)
-    try:
-        report = embed_folder(folder, model, index, progress=progress)
-        if not index.count():
-            reasons = list(report.unreadable.items())
-            detail = f" ({len(reasons)} unreadable, such as {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
-            raise ValueError(f"{folder}: no pictures in it{detail}; looked for {', '.join(sorted(SUFFIXES))}.")
-    except BaseException:
-        index.close()
-        raise
-    return index, report
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    """Files that look like pictures, in every folder below, in the order of their names; hidden ones are left out."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(place, name)
-
-
-def embed_folder(folder: Path, model: OnnxModel, index: GalleryIndex, *, progress: bool = True) -> Report:
-    """Bring an index up to date with a folder. A file is looked at again when its size or time of change differs.
-
-    Interrupted, what is embedded stays: the next call goes on from there.
-    """
-    known = index.files()
-    now: dict[str, tuple[int, int]] = {}
-    for path in image_files(folder):
-        try:
-            state = path.stat()
-        except OSError:  # gone since the folder was listed
-            continue
-        now[path.relative_to(folder).as_posix()] = (state.st_size, state.st_mtime_ns)
-    gone = sorted(set(known) - set(now))
-    if gone:
-        index.forget_files(gone)
-    todo = [name for name, stat in now.items() if name not in known or known[name][:2] != stat]
-    embedded = 0
-    if todo:
-        with (
-            tqdm(total=len(todo), desc="Embedding the gallery", unit=" images", disable=not progress) as bar,
-            ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-        ):
-            for start in range(0, len(todo), CHUNK):
-                names = todo[start : start + CHUNK]
-                embedded += _embed_some(folder, names, now, model, index, pool)
-                bar.update(len(names))
-    unreadable = {name: state.problem for name, state in index.files().items() if state.problem}
-    return Report(embedded, len(now) - len(todo), len(gone), unreadable)
+# ---- one picture -----------------------------------------------------------------------------------------------------
 
 
 class _Seen(NamedTuple):
-    """A picture read: what of it is kept, and what the model takes."""
+    """A file read: whose picture it is and, if that is new, what of it is kept and what the model takes."""
 
     id: str
-    thumbnail: bytes
-    pixels: np.ndarray
+    thumbnail: bytes = b""
+    image: np.ndarray | None = None
 
 
-def _embed_some(
-    folder: Path,
-    names: list[str],
-    stats: dict[str, tuple[int, int]],
-    model: OnnxModel,
-    index: GalleryIndex,
-    pool: ThreadPoolExecutor,
-) -> int:
-    seen: dict[str, _Seen] = {}
-    states: dict[str, FileState] = {}
-    looked = pool.map(lambda name: _look(folder / name, model), names)
-    for name, outcome in zip(names, looked, strict=True):
-        label = Path(name).parent.name
-        if isinstance(outcome, str):
-            states[name] = FileState(*stats[name], None, label, outcome)
-        else:
-            seen[name] = outcome
-    vectors = model.embed(np.stack([item.pixels for item in seen.values()])) if seen else ()
-    records = []
-    for (name, item), vector in zip(seen.items(), vectors, strict=True):
-        label = Path(name).parent.name
-        if np.isfinite(vector).all() and vector.any():
-            records.append(Record(item.id, name, label, item.thumbnail, vector))
-            states[name] = FileState(*stats[name], item.id, label, "")
-        else:
-            states[name] = FileState(*stats[name], None, label, "the model gives it no direction")
-    added = index.add(records)
-    index.note_files(states)  # after the pictures: a file noted is a picture kept
-    return added
+class _Unreadable(NamedTuple):
+    """Why a file cannot be used, in one line; ``lasting`` if only other bytes will change that."""
 
-
-def _look(path: Path, model: OnnxModel) -> _Seen | str:
-    """A picture, or in one line why it cannot be used."""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        pixels = read_image(path)
-        return _Seen(digest, thumbnail(pixels), model.prepare(pixels))
-    except (ValueError, OSError, MemoryError) as error:
-        return " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+    reason: str
+    lasting: bool
 
 
 def thumbnail(pixels: np.ndarray) -> bytes:
-    """A picture (H, W, 3) as a small JPEG."""
+    """A picture, uint8 (H, W, 3), as a small JPEG whose longer side is at most 160 pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def _look(path: str, model: OnnxModel, known: Callable[[str, str], bool]) -> _Seen | _Unreadable:
+    """Read a file; no further than its bytes' hash if ``known(path, id)``."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - a string
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # rights or a disk: may be mended without a change of the file
+        return _Unreadable(error.strerror or type(error).__name__, False)
+    if known(path, digest):
+        return _Seen(digest)
+    try:
+        pixels = read_image(path)
+        return _Seen(digest, thumbnail(pixels), model.prepare(pixels))
+    except (ValueError, OSError) as error:
+        return _Unreadable(" ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__, True)
+    except MemoryError:
+        return _Unreadable("too large for the memory that is left", False)
+
+
+# ---- which files -----------------------------------------------------------------------------------------------------
+
+
+class _Listing(NamedTuple):
+    """The files there are now, by absolute POSIX path, and where they were looked for."""
+
+    files: dict[str, tuple[int, int]]  # size, time of change in nanoseconds
+    folders: dict[str, int]  # given ones, none in another, and how many files each has
+    named: frozenset[str]  # files given themselves
+    problems: dict[str, str]
+
+
+def _absolute(path: str | Path) -> str:
+    return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100 - takes ".." out, follows no links
+
+
+def _folder_of(path: str, folders: Container[str]) -> str | None:
+    """Which of some folders a path lies in, at any depth; the outermost."""
+    found, end = None, path.rfind("/")
+    while end >= 0:
+        above = path[:end] or "/"
+        found = above if above in folders else found
+        end = path.rfind("/", 0, end)
+    return found
+
+
+def _listed(paths: Sequence[str | Path], *, emptied: bool, progress: Progress) -> _Listing:
+    """All files of ``paths``. Raises ValueError for a path that is missing or cannot be listed."""
+    files: dict[str, tuple[int, int]] = {}
+    problems: dict[str, str] = {}
+    folders: dict[str, None] = {}  # in the order given
+    named = set()
+    for path in map(_absolute, paths):
+        if os.path.isdir(path) or (emptied and not os.path.lexists(path)):  # noqa: PTH112
+            folders[path] = None
+        elif not os.path.isfile(path):  # noqa: PTH113
+            what = "not a regular file" if os.path.lexists(path) else "no such file or folder"
+            raise ValueError(f"{path}: {what}.")
+        else:
+            named.add(path)
+    outer = {path: 0 for path in folders if path == "/" or _folder_of(path, folders) is None}
+
+    def cannot(place: str, error: OSError) -> None:
+        reason = f"cannot be listed ({error.strerror or type(error).__name__})"
+        if place in outer and emptied and isinstance(error, FileNotFoundError):
+            return
+        if place in outer:
+            raise ValueError(f"{place}: {reason}.")
+        problems[Path(place).as_posix()] = reason
+
+    def note(path: str, state: os.stat_result) -> None:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            problems[shown] = "its name is not UTF-8; rename it"
+        else:
+            files[path] = state.st_size, state.st_mtime_ns
+
+    entries = (entry for folder in outer for entry in walk(folder, on_error=cannot))
+    quiet = None if progress is True else True
+    for entry in tqdm(entries, desc="Looking for pictures", unit=" files", delay=1, leave=False, disable=quiet):
+        try:
+            note(entry.path if os.sep == "/" else Path(entry.path).as_posix(), entry.stat())
+        except OSError:  # gone since the folder was listed
+            continue
+    for path in sorted(named):
+        note(path, os.stat(path))  # noqa: PTH116
+    for path in files:
+        folder = _folder_of(path, outer)
+        if folder is not None:
+            outer[folder] += 1
+    return _Listing(files, outer, frozenset(named), problems)
+
+
+def _vanished(listing: _Listing, known: Mapping[str, FileState], *, emptied: bool) -> list[str]:
+    """Files looked at before, below the folders given, that are no longer there.
+
+    Raises ValueError, unless ``emptied``, for a folder without any file that held some: rather not mounted.
+    """
+    gone: dict[str, list[str]] = {}
+    for path in sorted(known):
+        folder = _folder_of(path, listing.folders)
+        if folder is not None and path not in listing.files and _is_gone(path):
+            gone.setdefault(folder, []).append(path)
+    for folder, paths in gone.items():
+        if not listing.folders[folder] and not emptied:
+            raise ValueError(
+                f"{folder}: no pictures in it, but {len(paths):,} of its files are in the index. Is its disk mounted? "
+                "If they were deleted on purpose, `simclr index` forgets them with --emptied."
+            )
+    return [path for paths in gone.values() for path in paths]
+
+
+def _is_gone(path: str) -> bool:
+    """Whether there is no such file; no if that cannot be told."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116 - a string
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
+# ---- from files to the index -----------------------------------------------------------------------------------------
+
+
+def embed_paths(
+    paths: Sequence[str | Path],
+    model: OnnxModel,
+    index: Index,
+    *,
+    label_of: LabelOf | None = None,
+    progress: Progress = True,
+    forget: bool = True,
+    emptied: bool = False,
+    readers: int | None = None,
+) -> Report:
+    """Bring an index up to date with files and folders of pictures.
+
+    A file is read when it is new or its size or time of change differ; equal files are one picture. Pictures whose
+    files are gone are taken out, unless ``forget=False``. A picture that a person deleted from the index stays away,
+    unless its file is named itself or changes. Interrupted or killed, what is embedded stays: the next call goes on
+    from there.
+
+    ``label_of`` names the label of a file by its absolute path; where it says None, or without it, that is the name of
+    the file's folder, none for files directly in a folder given. A file that is unchanged gets another label only where
+    ``label_of`` says one, and another than when it was last indexed. ``progress``: a bar on a terminal, none, or a
+    function called with the files done and all to do. ``emptied``: folders that are missing or hold no file were
+    emptied on purpose. ``readers``: threads that read; one a core, at most 8, unless given.
+
+    Raises ValueError, in one line and before any work, for a path that is missing, a folder that cannot be listed or
+    is empty while the index knows files of it, or when there is no picture at all.
+    """
+    known = index.files()
+    listing = _listed(paths, emptied=emptied, progress=progress)
+    gone = _vanished(listing, known, emptied=emptied)
+    if not listing.files and not gone:
+        raise ValueError(f"No pictures in {', '.join(map(str, paths))}; looked for {', '.join(sorted(endings()))}.")
+    for folder, count in listing.folders.items():
+        if not count and not emptied:
+            listing.problems.setdefault(folder, "no pictures in it")
+
+    def label(path: str) -> str:
+        found = label_of(Path(path)) if label_of is not None else None
+        if found is not None:
+            return found
+        parent, _, _ = path.rpartition("/")
+        return "" if parent in listing.folders else parent.rpartition("/")[2]
+
+    todo = [path for path, now in listing.files.items() if _to_read(path, now, known.get(path), listing.named)]
+    work = _Work(model, index, listing, known, label)
+    with _told(progress, len(todo)) as advance:
+        for some in _batches(work.read(todo, readers or min(8, os.cpu_count() or 1)), CHUNK):
+            work.keep(some)
+            advance(len(some))
+    read = set(todo)
+    unchanged = {path: known[path] for path in listing.files if path not in read}
+    relabelled = _relabel(index, unchanged, label_of) if label_of is not None else 0
+    if gone and forget:
+        index.forget_files(gone)  # last: a file that was moved keeps its picture
+    before = {path: state.problem for path, state in unchanged.items() if state.problem not in ("", DELETED)}
+    unreadable = listing.problems | before | work.problems
+    return Report(work.embedded, len(unchanged), len(gone), unreadable, work.copies, relabelled, tuple(gone))
+
+
+def _to_read(path: str, now: tuple[int, int], before: FileState | None, named: frozenset[str]) -> bool:
+    if before is None or before[:2] != now:
+        return True
+    return path in named and before.problem != ""  # asked for by name: once more
+
+
+class _Work:
+    """The files of one call on their way into the index, and what became of them."""
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        index: Index,
+        listing: _Listing,
+        known: Mapping[str, FileState],
+        label: Callable[[str], str],
+    ) -> None:
+        self.model, self.index, self.listing, self.label = model, index, listing, label
+        self.there = {state.id for state in known.values() if state.id and not state.problem}
+        self.away = {state.id for state in known.values() if state.problem == DELETED} - self.there
+        self.embedded = self.copies = 0
+        self.problems: dict[str, str] = {}
+
+    def read(self, todo: Sequence[str], readers: int) -> Iterator[tuple[str, _Seen | _Unreadable]]:
+        """The files read by threads, in order, a few batches ahead."""
+        waiting: deque[tuple[str, Future[_Seen | _Unreadable]]] = deque()
+        pool = ThreadPoolExecutor(readers)
+        try:
+            for path in todo:
+                waiting.append((path, pool.submit(_look, path, self.model, self._known)))
+                if len(waiting) > AHEAD * CHUNK:
+                    path, future = waiting.popleft()
+                    yield path, future.result()
+            for path, future in waiting:
+                yield path, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _known(self, path: str, id_: str) -> bool:
+        return id_ in self.there or self._stays_away(path, id_)
+
+    def _stays_away(self, path: str, id_: str) -> bool:
+        return id_ in self.away and path not in self.listing.named
+
+    def keep(self, some: Sequence[tuple[str, _Seen | _Unreadable]]) -> None:
+        """Embed a batch and write it: first the pictures, then their files, so that a file noted is a picture kept."""
+        fresh: dict[str, tuple[str, _Seen]] = {}  # by id: equal files are one picture
+        for path, seen in some:
+            if isinstance(seen, _Seen) and seen.image is not None and seen.id not in self.there:
+                fresh.setdefault(seen.id, (path, seen))
+        images = [seen.image for _, seen in fresh.values() if seen.image is not None]
+        vectors = self.model.embed(np.stack(images)) if images else ()
+        records, pointless = [], set()
+        for (path, seen), vector in zip(fresh.values(), vectors, strict=True):
+            if np.isfinite(vector).all() and vector.any():
+                records.append(Record(seen.id, path, self.label(path), seen.thumbnail, vector))
+            else:
+                pointless.add(seen.id)
+        self.embedded += self.index.add(records) if records else 0
+        added = {record.id for record in records}
+        copies = {seen.id for _, seen in some if isinstance(seen, _Seen) and seen.id in self.there}
+        there = {item.id for item in self.index.get(sorted(copies))} | added if copies else added
+        states = {}
+        for path, seen in some:
+            if isinstance(seen, _Unreadable):
+                self.problems[path] = seen.reason
+                if seen.lasting:
+                    states[path] = self._state(path, None, seen.reason)
+            elif seen.id in there:
+                self.copies += seen.id in copies or fresh[seen.id][0] != path
+                states[path] = self._state(path, seen.id, "")
+            elif seen.id in pointless:
+                self.problems[path] = "the model gives it no direction"
+                states[path] = self._state(path, None, self.problems[path])
+            elif self._stays_away(path, seen.id):
+                states[path] = self._state(path, seen.id, DELETED)
+            # else another process deleted it while this one ran: the next call sees that
+        if states:
+            self.index.note_files(states)
+        self.there |= added
+
+    def _state(self, path: str, id_: str | None, problem: str) -> FileState:
+        size, modified = self.listing.files[path]
+        return FileState(size, modified, id_, self.label(path), problem)
+
+
+def _relabel(index: Index, unchanged: Mapping[str, FileState], label_of: LabelOf) -> int:
+    """Files of which something else is said than when they were last indexed; their pictures follow. How many files.
+
+    A label that a person gave in the app is only replaced by another, not taken away.
+    """
+    said = {path: label_of(Path(path)) for path, state in unchanged.items() if state.id and not state.problem}
+    wanted = {path: text for path, text in said.items() if text is not None and text != unchanged[path].label}
+    for some in _batches(iter(wanted.items()), _ASKED):
+        texts = dict(some)
+        ids: dict[str, list[str]] = {}
+        for item in index.get([unchanged[path].id or "" for path in texts]):
+            text = texts.get(item.path)
+            if text or (text is not None and item.label == unchanged[item.path].label):
+                ids.setdefault(text, []).append(item.id)
+        for text, those in ids.items():
+            index.set_label(those, text)
+        index.note_files({path: unchanged[path]._replace(label=text) for path, text in texts.items()})
+    return len(wanted)
+
+
+def _batches(items: Iterator, size: int) -> Iterator[list]:
+    while some := list(islice(items, size)):
+        yield some
+
+
+@contextmanager
+def _told(progress: Progress, total: int) -> Iterator[Callable[[int], object]]:
+    """A function that is told of files done, and tells whoever wants to know."""
+    if callable(progress):
+        tell, done = progress, 0
+        tell(0, total)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            tell(done, total)
+
+        yield advance
+    elif not progress or not total:
+        yield lambda count: None
+    else:
+        with tqdm(total=total, desc="Embedding", unit=" images", disable=None, dynamic_ncols=True) as bar:
+            yield bar.update
+
+
+# ---- the app's gallery -----------------------------------------------------------------------------------------------
+
+
+def is_index(gallery: str | Path) -> bool:
+    """Whether this names an index, an address or a file that SQLite wrote, rather than pictures."""
+    if "://" in str(gallery):
+        return True
+    try:
+        with Path(gallery).open("rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return Path(gallery).suffix == ".sqlite" and not Path(gallery).is_dir()
+
+
+def index_path(paths: Sequence[str | Path], fingerprint: str) -> Path:
+    """Where the app keeps the index of folders and files embedded by a model."""
+    places = "\n".join(sorted({str(Path(path).resolve()) for path in paths}))
+    digest = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_dir() / "galleries" / f"{digest[:16]}-{fingerprint[:16]}-2.sqlite"
+
+
+def open_gallery(gallery: str | Path | None, model: OnnxModel, *, progress: Progress = True) -> tuple[Index, Report]:
+    """What the app searches, open: an index (a file or an address) as it is, or a folder of pictures, its index kept in
+    the cache and brought up to date. None: the pictures that are drawn for a first look.
+
+    Raises ValueError for a folder or index that is missing, a folder without a picture that can be read, or an index of
+    another model.
+    """
+    if gallery is not None and is_index(gallery):
+        opened = open_index(gallery, model=model.fingerprint, dimension=model.feature_width, create=False)
+        return opened, Report(0, 0, 0, {})
+    folder = Path(gallery) if gallery is not None else drawn_folder(cache_dir())
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder." if not folder.exists() else f"{folder}: no folder and no index.")
+    return open_pictures([folder], model, progress=progress)
+
+
+def open_pictures(
+    paths: Sequence[str | Path], model: OnnxModel, *, progress: Progress = True, readers: int | None = None
+) -> tuple[Index, Report]:
+    """The index of folders and files of pictures, kept in the cache and brought up to date.
+
+    Raises ValueError as ``embed_paths`` does, and if no file can be read.
+    """
+    place = index_path(paths, model.fingerprint)
+    index = open_index(place, model=model.fingerprint, dimension=model.feature_width)
+    try:
+        report = embed_paths(paths, model, index, progress=progress, readers=readers)
+        if not index.count():
+            reasons = list(report.unreadable.items())
+            detail = f" ({len(reasons)} unreadable, such as {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
+            raise ValueError(f"No pictures in {', '.join(map(str, paths))}{detail}.")
+    except BaseException:
+        index.close()
+        raise
+    return index, report

@@ -23,6 +23,7 @@ from app.access import Access, access_for, accounts, told
 from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
 from app.pictures import DRAWN, drawn_folder
+from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
 from zoo.files import cache_dir
 
@@ -41,12 +42,14 @@ def serve(
     browser: bool = True,
     public: bool = False,
     auth: Path | None = None,
+    labels: Path = Path("labels.csv"),
 ) -> None:
     """Serve the page until interrupted. ``port=None`` takes the first free one from 7860.
 
     ``models``: exported students, the bundled one unless given; the first one embeds. ``auth``: a file with lines
-    user:password; $SIMCLR_AUTH adds to it. The address answers at once: /healthz with 200, all else with 503 until the
-    models have passed their self-tests and the gallery is up to date; from then on /readyz answers 200.
+    user:password; $SIMCLR_AUTH adds to it. ``labels``: the table that Label writes. The address
+    answers at once: /healthz with 200, all else with 503 until the models have passed their self-tests and the gallery
+    is up to date; from then on /readyz answers 200.
 
     Raises ValueError for a model or gallery that cannot be used, a port that is taken, or accounts that cannot be read.
     """
@@ -55,6 +58,7 @@ def serve(
     access = access_for(host, public=public, auth=bool(users))
     listening = listen(host, port)
     port = listening.getsockname()[1]
+    steady_memory()
     with (
         contextlib.closing(listening),
         tempfile.TemporaryDirectory(prefix="simclr-", ignore_cleanup_errors=True) as folder,
@@ -66,10 +70,12 @@ def serve(
             students = [OnnxModel(path, threads=_cores()) for path in models or [bundled_student()]]
             index, report = open_gallery(gallery, students[0])
             page_modules.result()
+        restrict_pillow()  # from here on there are strangers' pictures
         print(_told(report, index.count()), file=sys.stderr)
         engine = Engine(students[0], index, others=students[1:])
         try:
-            waiting.hand_over(application(engine, access, uploads=uploads, folder=Path(folder), auth=users))
+            page = application(engine, access, uploads=uploads, folder=Path(folder), auth=users, labels=labels)
+            waiting.hand_over(page)
             address = f"http://{_shown(host)}:{port}"
             names = " and ".join(student.architecture for student in students)
             print(f"Serving {names} at {address} ({time.monotonic() - started:.1f} s)", flush=True)
@@ -83,13 +89,19 @@ def serve(
 
 
 def application(
-    engine: Engine, access: Access, *, uploads: Path, folder: Path, auth: Sequence[tuple[str, str]] = ()
+    engine: Engine,
+    access: Access,
+    *,
+    uploads: Path,
+    folder: Path,
+    auth: Sequence[tuple[str, str]] = (),
+    labels: Path = Path("labels.csv"),
 ) -> Any:
     """The web application with the page. ``folder`` takes the page's own files."""
     from app import server, theme, ui
 
     pictures = drawn_folder(cache_dir())
-    page = ui.build(engine, access, examples=[pictures / name / "1.jpg" for name in DRAWN])
+    page = ui.build(engine, access, examples=[pictures / name / "1.jpg" for name in DRAWN], labels=labels)
     look = server.Look(theme=theme.theme(), css=theme.css(), favicon=theme.favicon(folder / "favicon.png"))
     frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
     return server.create_app(engine, access, page=page, look=look, auth=auth, uploads=uploads, frames=frames)

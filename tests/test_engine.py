@@ -1,18 +1,14 @@
-"""What the app does with one picture, and with files that are no pictures; the drawn pictures."""
+"""What the app does with one picture; the drawn pictures."""
 
-import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from test_export import LABELS, tiny_student
 
 import export
 from app import engine, pictures
-from app.engine import Engine, classification, read_upload
+from app.engine import Engine, classification
 from app.index import Record, open_index
 
 
@@ -44,7 +40,7 @@ def test_none_is_likely_below_even_odds() -> None:
 
 
 def test_search_and_facts(model: export.OnnxModel, photo: np.ndarray, tmp_path: Path) -> None:
-    index = open_index(tmp_path / "g.sqlite", fingerprint=model.fingerprint, dimension=model.feature_width)
+    index = open_index(tmp_path / "g.sqlite", model=model.fingerprint, dimension=model.feature_width)
     served = Engine(model, index)
     other = 255 - photo
     index.add([Record(name, name, "", b"", served.embed(array)) for name, array in (("a", photo), ("b", other))])
@@ -57,90 +53,6 @@ def test_search_and_facts(model: export.OnnxModel, photo: np.ndarray, tmp_path: 
     index.close()
     with pytest.raises(ValueError, match="start the app with --gallery"):
         Engine(model).search(photo)
-
-
-def huge_png() -> bytes:
-    """A PNG whose header says 60,000 x 60,000; almost no bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def encoded(mode: str, kind: str, **options: object) -> bytes:
-    """A 64 x 48 picture: a grey ramp in any mode."""
-    ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
-    if mode == "I;16":
-        image = Image.fromarray(ramp.astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(ramp).convert("RGB")
-        image = image.quantize(256) if mode == "P" else image.convert(mode)
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind", "tolerance"),
-    [
-        ("RGB", "PNG", 0), ("L", "PNG", 0), ("P", "PNG", 4), ("I;16", "PNG", 1), ("RGBA", "PNG", 0), ("LA", "PNG", 0),
-        ("1", "PNG", 255), ("CMYK", "JPEG", 6), ("L", "JPEG", 6), ("P", "GIF", 4), ("RGB", "WEBP", 12),
-        ("RGB", "BMP", 0), ("CMYK", "TIFF", 2),
-    ],
-)  # fmt: skip
-def test_every_kind_of_picture_is_read(tmp_path: Path, mode: str, kind: str, tolerance: int) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(encoded(mode, kind))
-    pixels = read_upload(path)
-    assert pixels.shape == (48, 64, 3)
-    ramp = np.linspace(0, 255, 64, dtype=np.uint8).astype(int)
-    assert abs(pixels.astype(int) - ramp[None, :, None]).max() <= tolerance
-
-
-def test_upright(tmp_path: Path) -> None:
-    image = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.jpg", exif=exif)
-    assert read_upload(tmp_path / "a.jpg").shape == (40, 20, 3)
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-BAD = {
-    "zero.jpg": (b"", "not an image in a known format"),
-    "text.jpg": (b"hello, I am text", "not an image in a known format"),
-    "script.jpg": (EPS, "not an image in a known format"),  # its reader would start Ghostscript
-    "cut.png": (encoded("RGB", "PNG")[:90], "cannot be read"),
-    "cut.jpg": (encoded("RGB", "JPEG", quality=95)[:400], "cannot be read"),
-    "cut.gif": (encoded("P", "GIF")[:30], "cannot be read|known format"),
-    "header.png": (encoded("RGB", "PNG")[:20], "cannot be read|known format"),
-    "huge.png": (huge_png(), "pixels"),
-    "<b>.jpg": (b"x", "known format"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_files_get_one_line(tmp_path: Path, name: str) -> None:
-    content, said = BAD[name]
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=said) as caught:
-        read_upload(path)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"{name}: ")
-    assert str(tmp_path) not in str(caught.value)
-
-
-def test_large_pictures_are_counted_before_they_are_decoded(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(encoded("RGB", "PNG"))
-    assert read_upload(path, max_pixels=64 * 48).shape == (48, 64, 3)
-    with pytest.raises(ValueError, match=r"^a\.png: 64 x 48 pixels is more than the 3,071 allowed"):
-        read_upload(path, max_pixels=64 * 48 - 1)
-    with pytest.raises(ValueError, match=r"^absent\.png: "):
-        read_upload(tmp_path / "absent.png")
 
 
 def test_drawn_pictures(tmp_path: Path) -> None:

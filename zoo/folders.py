@@ -1,42 +1,77 @@
-"""Which files of a folder are pictures."""
+"""Which files of a folder are pictures: one walk and one list of endings for everything that reads folders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image
-
 from zoo.transforms import FORMATS
+
+
+def endings() -> frozenset[str]:
+    """The endings, in small letters and with their dot, of the formats that ``zoo.transforms`` reads."""
+    from PIL import Image
+
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def walk(folder: str | Path, *, on_error: Callable[[str, OSError], None] | None = None) -> Iterator["os.DirEntry[str]"]:
+    """The pictures of a folder, then those of the folders in it, each in the order of their names; by their endings.
+
+    Hidden files and folders are left out, links to folders not followed. ``on_error`` is told of every folder that
+    cannot be listed; without it such folders are passed over.
+    """
+    wanted, waiting = endings(), [os.fspath(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as inside:
+                entries = sorted((entry for entry in inside if entry.name[0] != "."), key=lambda entry: entry.name)
+        except OSError as error:
+            if on_error is not None:
+                on_error(place, error)
+            continue
+        below = []
+        for entry in entries:
+            if _is_folder(entry):
+                below.append(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in wanted and _is_file(entry):  # noqa: PTH122 - a string
+                yield entry
+        waiting += reversed(below)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    with suppress(OSError):
+        return entry.is_dir(follow_symlinks=False)
+    return False
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    with suppress(OSError):  # a link whose target cannot be asked
+        return entry.is_file()
+    return False
+
+
+def image_files(folder: str | Path) -> Iterator[Path]:
+    """The pictures of a folder and below, in the order of ``walk``."""
+    for entry in walk(folder):
+        yield Path(entry.path)
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
     """The files of ``paths``, each once and sorted: of a folder all pictures in it and below, hidden ones left out.
 
-    Pictures go by the endings of the formats that ``zoo.transforms`` reads. Raises ValueError for a path that is not
-    there and a folder without pictures.
+    Raises ValueError for a path that is not there and a folder without pictures.
     """
     found: set[Path] = set()
     for path in map(Path, paths):
         if path.is_dir():
-            inside = _pictures(path)
+            inside = set(image_files(path))
             if not inside:
-                raise ValueError(f"{path}: no images in it (looked for {', '.join(sorted(_endings()))}).")
+                raise ValueError(f"{path}: no images in it (looked for {', '.join(sorted(endings()))}).")
             found |= inside
         elif path.exists():
             found.add(path)
         else:
             raise ValueError(f"{path}: no such file or folder.")
     return sorted(found)
-
-
-def _pictures(folder: Path) -> set[Path]:
-    endings, found = _endings(), set()
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        pictures = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in endings)
-        found |= {Path(place, name) for name in pictures}
-    return found
-
-
-def _endings() -> set[str]:
-    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}

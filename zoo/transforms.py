@@ -4,7 +4,6 @@ Pillow is imported at the first picture that is no array.
 """
 
 import warnings
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -69,11 +68,10 @@ class _TooLargeError(Exception):
     """More pixels than allowed."""
 
 
-@lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     from PIL import Image
 
-    Image.init()
+    Image.init()  # once; but a process may take decoders away later
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

@@ -1,0 +1,1 @@
+"""The page's tabs, one file each: what stands where, and what a click does. No inference."""

@@ -1,0 +1,48 @@
+"""About: what each model is, how good, how large, how fast on this machine."""
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from app import parts
+from app.engine import Engine
+from app.tabs.common import LONG
+
+
+def card(facts: dict[str, dict[str, Any]], *, title: str = "") -> str:
+    """A model's facts as a page."""
+    told = dict(facts["facts"])
+    heads = []
+    for name, what in (("accuracy", "top-1 accuracy"), ("supervised_only", "same labels, supervised only")):
+        value = told.get(name)
+        top1 = value.get("top1") if isinstance(value, dict) else value
+        if isinstance(top1, int | float) and not isinstance(top1, bool):
+            heads.append(f"<div><strong>{parts.number('top1', top1)}</strong><span>{what}</span></div>")
+    heads.append(f"<div><strong>{html.escape(facts['model']['file_size'])}</strong><span>the file</span></div>")
+    sections = [f"<h2>{html.escape(title)}</h2>" if title else "", f'<div class="figures">{"".join(heads)}</div>']
+    titles = {"facts": "What the model says of itself", "model": "The file", "gallery": "The gallery"}
+    for key, name in titles.items():
+        if facts[key]:
+            sections.append(f"<h3>{name}</h3>{parts.table(facts[key])}")
+    return f'<section class="about">{"".join(sections)}</section>'
+
+
+def build(engine: Engine) -> None:
+    def measure() -> str:
+        rows = []
+        for number, name in enumerate(engine.names):
+            speed = engine.speed(model=number)
+            rows.append(
+                f"<div><strong>{speed['milliseconds']:.3g} ms</strong><span>a picture, {html.escape(name)}</span></div>"
+                f"<div><strong>{speed['images_per_second']:,.0f}</strong><span>pictures a second, in batches of 16"
+                "</span></div>"
+            )
+        return f'<section class="about"><div class="figures">{"".join(rows)}</div></section>'
+
+    with gr.Column(elem_classes="narrow"):
+        run = gr.Button("Measure its speed on this machine", elem_id="measure")
+        speed = gr.HTML(elem_id="speed")
+        for number, name in enumerate(engine.names):
+            gr.HTML(card(engine.facts(number), title=name if len(engine.names) > 1 else ""), elem_classes="card-of")
+    run.click(measure, None, speed, **LONG)

@@ -1,0 +1,147 @@
+"""Label: the pictures most worth a label, one after the other, by keyboard; the CSV file that training reads."""
+
+import html
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from app import labelling, parts
+from app.engine import Engine
+from app.tabs.common import QUICK, told
+
+ROUND = 50  # pictures chosen at a time
+KEYS = "123456789"
+MOST_NAMES = 100
+
+
+class Work(NamedTuple):
+    """Pictures to look at in this round, which is on, and what was done, to undo it."""
+
+    queue: tuple[str, ...] = ()
+    at: int = 0
+    done: tuple[str, ...] = ()  # paths, in the order they were labelled
+    names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
+    given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
+
+
+def build(engine: Engine, table: Path) -> Any:
+    """Returns the event that fills the tab: function, inputs, outputs."""
+
+    def names(work: Work) -> tuple[str, ...]:
+        """Those of before, then those of the table; the model's own if there are no others, or these are among them."""
+        given = list(labelling.read_labels(table).values())
+        own = engine.labels_of() if set(given) <= set(engine.labels_of()) else ()
+        return tuple(dict.fromkeys([*work.names, *own, *given]))[:MOST_NAMES]
+
+    def begin(work: Work) -> tuple[Any, ...]:
+        if engine.index is None or not engine.index.count():
+            return work, parts.hint("The gallery is empty: add pictures first."), progress(work), ""
+        given = labelling.labelled_ids(engine, table)
+        queue = labelling.worklist(engine, given, ROUND)
+        return look_at(Work(tuple(queue), names=names(work), given=tuple(given.items())))
+
+    def resume(work: Work) -> tuple[Any, ...]:
+        return look_at(work) if work.at < len(work.queue) else begin(work)
+
+    def look_at(work: Work, note: str = "") -> tuple[Any, ...]:
+        if work.at >= len(work.queue):
+            end = "That was this round." if work.queue else "Every picture has a label, or nearly its copy has."
+            more = '<button type="button" class="strong" data-action="more">The next round</button>'
+            shown = f'<div class="worklist">{parts.hint(end)}{more if work.queue else ""}</div>'
+            return work, shown, progress(work), note
+        assert engine.index is not None
+        id_ = work.queue[work.at]
+        found = engine.index.get([id_])
+        if not found:
+            return look_at(work._replace(at=work.at + 1), note)
+        picture = labelling.picture_to_look_at(found[0].path, engine.index.thumbnail(id_))
+        return work, sheet(work, found[0].path, picture), progress(work), note
+
+    def sheet(work: Work, path: str, picture: bytes) -> str:
+        assert engine.index is not None
+        guess = labelling.nearest_labels(engine, work.queue[work.at], dict(work.given))
+        buttons = "".join(
+            f'<button type="button" data-action="label" data-id="{html.escape(name, quote=True)}"'
+            f'{f" data-key={KEYS[row]}" if row < len(KEYS) else ""} class="{"guess" if name in guess[:1] else ""}">'
+            f"{f'<kbd>{KEYS[row]}</kbd>' if row < len(KEYS) else ''}{html.escape(name)}</button>"
+            for row, name in enumerate(work.names)
+        )
+        root = parts.folders(engine.index).root
+        return (
+            f'<div class="worklist"><img src="{parts.data_uri(picture)}" alt="The picture to label">'
+            f'<p class="hint">{html.escape(parts.shown_path(path, root))}'
+            f"{f' · like those labelled {html.escape(guess[0])}' if guess else ''}</p>"
+            f'<div class="choices">{buttons}</div><div class="choices"><button type="button" data-action="skip" '
+            'data-key="s"><kbd>s</kbd>Skip</button><button type="button" data-action="undo" data-key="u"><kbd>u</kbd>'
+            "Undo</button></div></div>"
+        )
+
+    def progress(work: Work) -> str:
+        count = len(labelling.read_labels(table))
+        left = max(len(work.queue) - work.at, 0)
+        return parts.hint(f"{count} labels in {table.name}; {left} pictures left in this round.")
+
+    def put(work: Work, label: str) -> tuple[Any, ...]:
+        assert engine.index is not None
+        found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
+        if not found:
+            return look_at(work._replace(at=work.at + 1))
+        labels = labelling.read_labels(table)
+        label = labelling.clean_label(label)
+        labelling.write_labels(table, {**labels, found[0].path: label})
+        done, given = (*work.done, found[0].path), (*work.given, (found[0].id, label))
+        return look_at(work._replace(at=work.at + 1, done=done, given=given))
+
+    def undo(work: Work) -> tuple[Any, ...]:
+        if not work.at:
+            return look_at(work)
+        assert engine.index is not None
+        id_ = work.queue[work.at - 1]
+        path = next((item.path for item in engine.index.get([id_])), "")
+        if path in work.done:
+            labels = labelling.read_labels(table)
+            labels.pop(path, None)
+            labelling.write_labels(table, labels)
+        done = tuple(one for one in work.done if one != path)
+        given = tuple(pair for pair in work.given if pair[0] != id_)
+        return look_at(work._replace(at=work.at - 1, done=done, given=given))
+
+    def click(work: Work, event: gr.EventData) -> tuple[Any, ...]:
+        action, id_ = parts.clicked(event)
+        if action == "label":
+            return put(work, id_)
+        if action == "skip":
+            return look_at(work._replace(at=work.at + 1))
+        if action == "undo":
+            return undo(work)
+        return begin(work)
+
+    def name_class(work: Work, name: str) -> tuple[Any, ...]:
+        added = tuple(dict.fromkeys([*work.names, labelling.clean_label(name)]))[:MOST_NAMES]
+        return (*look_at(work._replace(names=added)), "")
+
+    work = gr.State(Work(), time_to_live=12 * 3600)
+    with gr.Column(elem_classes="narrow"):
+        state = gr.HTML(elem_id="label-progress")
+        note = gr.HTML(elem_id="label-note")
+        shown = parts.panel(name="worklist", script_name="keys")
+        with gr.Row(elem_classes="inline"):
+            name = gr.Textbox(
+                label="New label", placeholder="a class that is not there yet", max_lines=1,
+                max_length=labelling.LONGEST_LABEL, elem_id="new-label", scale=3,
+            )  # fmt: skip
+            add = gr.Button("Add", elem_id="add-label", scale=1, min_width=90)
+        gr.HTML(
+            f'<p class="credit">Written to <code>{html.escape(str(table))}</code> after every answer: '
+            "<code>simclr run --images … --labels …</code> reads it.</p>"
+        )
+    outputs = [work, shown, state, note]
+
+    def failed(text: str, *, more: int = 0) -> tuple[Any, ...]:
+        return (gr.skip(), gr.skip(), gr.skip(), text) + (gr.skip(),) * more
+
+    shown.select(told(click, failed), [work], outputs, **QUICK)
+    gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [work, name],
+          [*outputs, name], **QUICK)  # fmt: skip
+    return told(resume, failed), [work], outputs

@@ -1,0 +1,150 @@
+"""Search: a picture, or pictures of the gallery, in; those most like it, best first."""
+
+import html
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from app import parts
+from app.engine import Engine, Picture
+from app.index import Filter, Hit
+from app.tabs.common import QUICK, look, picture_input, told
+from app.uploads import Refused
+
+MOST_HITS = 60
+ANY = "any"
+NONE = "(no label)"
+_EMPTY = "Choose a picture, or click one of the gallery, to find its like."
+
+
+class Query(NamedTuple):
+    """What is searched for: a visitor's picture, or pictures of the gallery; neither shows the gallery itself."""
+
+    picture: Picture | None = None
+    ids: tuple[str, ...] = ()
+    trouble: str = ""  # why the picture given cannot be used
+
+
+class SearchTab(NamedTuple):
+    """The state to set and the event to run so that another tab can open a search."""
+
+    query: gr.State
+    run: Any
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+def where(engine: Engine, labels: list[str] | None, folder: str | None) -> Filter:
+    """The filter that the controls stand for."""
+    names = parts.folders(engine.index).names if engine.index is not None and folder not in (None, "", ANY) else {}
+    given = tuple("" if label == NONE else label for label in labels or ())
+    return Filter(given, names.get(folder or "", ""))
+
+
+def choices(engine: Engine) -> tuple[list[str], list[str]]:
+    """Labels and folders to filter by."""
+    if engine.index is None:
+        return [], [ANY]
+    labels = [label or NONE for label in sorted(engine.index.labels())]
+    return labels, [ANY, *parts.folders(engine.index).names]
+
+
+def build(engine: Engine) -> SearchTab:
+    def show(
+        query: Query, k: float, labels: list[str] | None, folder: str | None, picks: list[str]
+    ) -> tuple[str, str, str]:
+        """The results as cards, a line about them, and what was asked."""
+        filter_, most = where(engine, labels, folder), min(max(int(k), 1), MOST_HITS)
+        if engine.index is None:
+            return "", parts.hint("There is no gallery; start the app with --gallery DIR."), ""
+        if query.trouble:
+            return "", parts.problem(query.trouble), ""
+        if not query.picture and not query.ids:
+            items = engine.index.items(limit=most, where=filter_)
+            text = _EMPTY if engine.index.count() else "The gallery is empty."
+            cards = parts.item_cards(items, chosen=picks)
+            return parts.grid(cards, action="like", does="Search like this", pick="Choose"), parts.hint(text), ""
+        if query.picture is not None:
+            hits = engine.search(query.picture, k=most, where=filter_)
+        else:
+            hits = engine.similar(query.ids, k=most, where=filter_)
+        cards = parts.hit_cards(hits, chosen=picks)
+        return parts.grid(cards, action="like", does="Search like this", pick="Choose"), line(hits), asked(query)
+
+    def line(hits: list[Hit]) -> str:
+        if not hits:
+            return parts.hint("Nothing passes the filter; widen it.")
+        return parts.hint(f"{len(hits)} pictures, cosine {hits[0].score:.3f} to {hits[-1].score:.3f}.")
+
+    def asked(query: Query) -> str:
+        if query.picture is not None:
+            shown = f'<img src="{parts.data_uri(query.picture.thumbnail)}" alt="">'
+            text = "Like your picture"
+        else:
+            assert engine.index is not None
+            items = engine.index.get(query.ids)
+            shown = "".join(f'<img src="{parts.thumb(item.id)}" alt="">' for item in items[:4])
+            text = f"Like {parts.called(items[0])}" if len(items) == 1 else f"Like these {len(items)}"
+        return (
+            f'<div class="asked">{shown}<span>{html.escape(text)}</span>'
+            '<button type="button" data-action="clear" aria-label="Clear the search">×</button></div>'
+        )
+
+    def picked(picks: list[str]) -> str:
+        if not picks:
+            return ""
+        return (
+            f'<div class="picked" role="status"><span>{len(picks)} chosen</span>'
+            '<button type="button" class="strong" data-action="like-these">More like these</button>'
+            '<button type="button" data-action="drop">Clear</button></div>'
+        )
+
+    def upload(path: str | None) -> tuple[Query, Any]:
+        try:
+            return Query(picture=look(engine, path)), gr.skip()
+        except Refused as error:
+            return Query(trouble=str(error)), None
+
+    def click(query: Query, picks: list[str], event: gr.EventData) -> tuple[Query, list[str], str, Any]:
+        action, id_ = parts.clicked(event)
+        if action == "like":
+            query, picks = Query(ids=(id_,)), []
+        elif action == "pick":
+            picks = [one for one in picks if one != id_] if id_ in picks else [*picks, id_][:MOST_HITS]
+        elif action == "like-these" and picks:
+            query, picks = Query(ids=tuple(picks)), []
+        elif action == "drop":
+            picks = []
+        elif action == "clear":
+            query = Query()
+        return query, picks, picked(picks), gr.skip() if query.picture or query.trouble else None
+
+    labels, folders = choices(engine)
+    query, picks = gr.State(Query(), time_to_live=3600), gr.State([], time_to_live=3600)
+    with gr.Row(elem_classes=["columns", "asking"]):
+        with gr.Column(scale=3, min_width=260, elem_classes="side"):
+            picture = picture_input("query", says="Drop a picture here\n— or —\nclick to choose one", height=220)
+            label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="filter-label")
+            folder = gr.Dropdown(folders, value=ANY, label="Folder", elem_id="filter-folder")
+            count = gr.Slider(4, MOST_HITS, 16, step=4, label="How many", elem_id="count")
+        with gr.Column(scale=9, min_width=320):
+            chip = parts.panel(name="asked")
+            note = gr.HTML(parts.hint(_EMPTY), elem_id="note")
+            results = parts.panel(name="results")
+            bar = parts.panel(name="picked", elem_classes="floating")
+    inputs, outputs = [query, count, label, folder, picks], [results, note, chip]
+    run = told(show, lambda text: ("", text, ""))
+    gr.on([picture.upload, picture.clear], upload, picture, [query, picture], **QUICK).then(
+        run, inputs, outputs, **QUICK
+    )
+    for control in (count.release, label.change, folder.change):
+        control(run, inputs, outputs, **QUICK)
+    for panel in (results, chip, bar):
+        panel.select(click, [query, picks], [query, picks, bar, picture], **QUICK).then(run, inputs, outputs, **QUICK)
+    return SearchTab(query, run, inputs, outputs)
+
+
+def refresh(engine: Engine) -> tuple[Any, Any]:
+    """The filters' choices as the gallery is now."""
+    labels, folders = choices(engine)
+    return gr.Dropdown(labels), gr.Dropdown(folders)
