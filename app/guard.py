@@ -224,7 +224,9 @@ class Guard:
             if not started and stopped is None:
                 await self._refuse(send, 500, "error", "This could not be answered.")
                 return
-            if started and error is not stopped:
+            if started and kind == "streams":
+                await send({"type": "http.response.body", "body": b""})  # Gradio ends them so when all is said
+            elif started and error is not stopped:
                 raise _Cut from None
         finally:
             self.held -= taken

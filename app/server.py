@@ -19,6 +19,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.security.utils import get_authorization_scheme_param
 from gradio import processing_utils, routes
+from gradio.context import LocalContext
+from gradio.utils import get_upload_folder
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -27,6 +29,7 @@ from app.batching import Busy
 from app.engine import Engine
 from app.guard import Guard, Limits
 from app.index import Filter
+from app.sessions import Sessions
 from app.uploads import MAX_BYTES, Refused
 
 KEPT = 3600  # seconds that uploads and results stay on disk
@@ -286,8 +289,7 @@ def _mount(app: FastAPI, page: gr.Blocks, look: Look, *, sign_in: Any) -> routes
     page.api_open = False  # nothing goes round the queue
     page.state_session_capacity = SESSIONS
     page.queue(max_size=QUEUED, api_open=False, default_concurrency_limit=2)
-    for component in page.blocks.values():
-        _refuse_addresses(component)
+    _take_uploads_only(page)
     gr.mount_gradio_app(
         app,
         page,
@@ -310,22 +312,52 @@ def _mount(app: FastAPI, page: gr.Blocks, look: Look, *, sign_in: Any) -> routes
     )
     page.has_launched = True  # else what a callback returns as a file is not checked
     found = [getattr(route, "app", None) for route in app.routes]
-    return next(one for one in found if isinstance(one, routes.App))
+    mounted: routes.App = next(one for one in found if isinstance(one, routes.App))
+    mounted.state_holder = Sessions()
+    mounted.state_holder.set_blocks(page)
+    return mounted
 
 
-def _refuse_addresses(component: Any) -> None:
-    """Make a component take uploads only: Gradio would fetch the address that a client names as a file."""
-    original = getattr(component, "async_move_resource_to_block_cache", None)
-    if original is None:
-        return
+def _take_uploads_only(page: gr.Blocks) -> None:
+    """Refuse files in what clients send, unless they lie in the folder of uploads.
 
-    async def uploads_only(path: str | Path | None) -> str | None:
-        if "://" in str(path):
-            raise gr.Error("Only uploaded files are read, no addresses.", print_exception=False)
-        kept: str | None = await original(path)
-        return kept
+    Gradio reads any path that comes without ``meta``, and fetches the address that is named as a file, or asks a name
+    server elsewhere whether it may. What is done here goes for every event and component of the page, also for those
+    that an event has made anew for its visitor.
+    """
+    refusal = gr.Error("Only uploaded files are read.", print_exception=False)
+    original = page.preprocess_data
 
-    component.async_move_resource_to_block_cache = uploads_only
+    async def preprocess_data(block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
+        if not _uploads_only(inputs, Path(get_upload_folder()).resolve()):
+            raise refusal
+        return await original(block_fn, inputs, *rest, **more)
+
+    page.preprocess_data = preprocess_data
+    fetch = processing_utils.async_ssrf_protected_download
+
+    async def fetch_for_others(url: str, *arguments: Any, **more: Any) -> str:
+        if LocalContext.blocks.get(None) is page:
+            raise refusal
+        fetched: str = await fetch(url, *arguments, **more)
+        return fetched
+
+    processing_utils.async_ssrf_protected_download = fetch_for_others
+
+
+def _uploads_only(data: Any, folder: Path) -> bool:
+    if isinstance(data, list):
+        return all(_uploads_only(value, folder) for value in data)
+    if not isinstance(data, dict):
+        return True
+    path = data.get("path")
+    if isinstance(path, str):
+        try:
+            if "://" in path or folder not in Path(path).resolve().parents:
+                return False
+        except (OSError, ValueError, RuntimeError):
+            return False
+    return all(_uploads_only(value, folder) for value in data.values())
 
 
 # From start to end
