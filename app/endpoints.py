@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from app import labelling, parts
+from app import labelling
 from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
@@ -34,23 +34,20 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
             raise ValueError("No picture was given.")
         return engine.look(path)
 
-    def root() -> str:
-        return parts.folders(engine.index).root if engine.index is not None else ""
-
     def hits(found: list[Hit]) -> list[dict[str, Any]]:
         # not "path": gradio_client takes that for a file to download
-        common = root()
+        places = engine.places()
         return [
-            {"file": parts.shown_path(hit.path, common), "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
+            {"file": places.shown(hit.path), "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
             for hit in found
         ]
 
     def items(found: list[Item]) -> list[dict[str, str]]:
-        common = root()
-        return [{"file": parts.shown_path(item.path, common), "label": item.label, "id": item.id} for item in found]
+        places = engine.places()
+        return [{"file": places.shown(item.path), "label": item.label, "id": item.id} for item in found]
 
     def where(label: str, folder: str) -> Filter:
-        names = parts.folders(engine.index).names if engine.index is not None else {}
+        names = engine.places().names
         if folder and folder not in names:
             raise ValueError(f"No folder {folder!r} in the gallery.")
         return Filter(("" if label == NONE else label,) if label else (), names.get(folder, ""))

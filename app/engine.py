@@ -12,6 +12,7 @@ import numpy as np
 from app.batching import Batcher
 from app.gallery import thumbnail
 from app.index import Filter, Hit, Index
+from app.places import Places, places
 from app.uploads import read_upload
 from export.runtime import OnnxModel, softmax
 from zoo.transforms import ImageLike, read_image
@@ -71,6 +72,7 @@ class Engine:
         self.names = _names(self.models)
         self.labels, self.none_likely_below = self.labels_of(), self.threshold_of()
         self._batchers = [Batcher(one, waiting=waiting) for one in self.models]
+        self._places: tuple[int, Places] | None = None
         self._reading = threading.BoundedSemaphore(_READERS)
 
     def close(self) -> None:
@@ -140,6 +142,15 @@ class Engine:
         kept, matrix = self.index.vectors()
         rows = {id_: row for row, id_ in enumerate(kept)}
         return matrix[[rows[id_] for id_ in ids if id_ in rows]]
+
+    def places(self) -> Places:
+        """The gallery's folders, read anew when it has changed."""
+        if self.index is None:
+            return places(())
+        version = self.index.version()
+        if self._places is None or self._places[0] != version:
+            self._places = version, places(self.index.folders())
+        return self._places[1]
 
     # The models
 

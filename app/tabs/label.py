@@ -67,10 +67,9 @@ def build(engine: Engine, table: Path) -> Any:
             f"{f'<kbd>{KEYS[row]}</kbd>' if row < len(KEYS) else ''}{html.escape(name)}</button>"
             for row, name in enumerate(work.names)
         )
-        root = parts.folders(engine.index).root
         return (
             f'<div class="worklist"><img src="{parts.data_uri(picture)}" alt="The picture to label">'
-            f'<p class="hint">{html.escape(parts.shown_path(path, root))}'
+            f'<p class="hint">{html.escape(engine.places().shown(path))}'
             f"{f' · like those labelled {html.escape(guess[0])}' if guess else ''}</p>"
             f'<div class="choices">{buttons}</div><div class="choices"><button type="button" data-action="skip" '
             'data-key="s"><kbd>s</kbd>Skip</button><button type="button" data-action="undo" data-key="u"><kbd>u</kbd>'

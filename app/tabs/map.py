@@ -98,12 +98,11 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
         items = engine.index.get([ids[int(row)]]) if row.isdecimal() and int(row) < len(ids) and engine.index else []
         if not items:
             return parts.hint("That picture is no longer in the gallery.")
-        root = parts.folders(engine.index).root  # type: ignore[arg-type]
         item = items[0]
         return (
             f'<figure class="point"><img src="{parts.thumb(item.id)}" alt="">'
             f"<figcaption><strong>{html.escape(item.label or '(no label)')}</strong>"
-            f"<span>{html.escape(parts.shown_path(item.path, root))}</span>"
+            f"<span>{html.escape(engine.places().shown(item.path))}</span>"
             f'<button type="button" data-action="open" data-id="{item.id}">More like this</button>'
             "</figcaption></figure>"
         )

@@ -36,9 +36,8 @@ class SearchTab(NamedTuple):
 
 def where(engine: Engine, labels: list[str] | None, folder: str | None) -> Filter:
     """The filter that the controls stand for."""
-    names = parts.folders(engine.index).names if engine.index is not None and folder not in (None, "", ANY) else {}
     given = tuple("" if label == NONE else label for label in labels or ())
-    return Filter(given, names.get(folder or "", ""))
+    return Filter(given, engine.places().names.get(folder or "", ""))
 
 
 def choices(engine: Engine) -> tuple[list[str], list[str]]:
@@ -46,7 +45,7 @@ def choices(engine: Engine) -> tuple[list[str], list[str]]:
     if engine.index is None:
         return [], [ANY]
     labels = [label or NONE for label in sorted(engine.index.labels())]
-    return labels, [ANY, *parts.folders(engine.index).names]
+    return labels, [ANY, *engine.places().names]
 
 
 def build(engine: Engine) -> SearchTab:
