@@ -16,7 +16,7 @@ from app.gallery import embed_paths
 from app.index import Filter, Hit, Item, Record
 from app.lesson import answers
 from app.tabs.common import BUSY
-from app.tabs.gallery import duplicate_groups
+from app.tabs.gallery import ALIKE, duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
 from app.uploads import uploads_only
 from export.heads import teach
@@ -122,8 +122,8 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         score = {ids[row]: round(float(odd[row]), 6) for row in rows}
         return [{**item, "score": score[item["id"]]} for item in items(index().get([ids[row] for row in rows]))]
 
-    def duplicates() -> list[list[dict[str, str]]]:
-        return [items(index().get(group)) for group in duplicate_groups(engine)]
+    def duplicates(threshold: float) -> list[list[dict[str, str]]]:
+        return [items(index().get(group)) for group in duplicate_groups(engine, threshold=threshold)]
 
     def gallery(offset: float, limit: float, label: str, folder: str) -> dict[str, Any]:
         kept, filter_ = index(), where(label, folder)
@@ -185,7 +185,8 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         "map": (map_, [gr.Radio(["pca", "tsne"], value="pca", label="method", visible=False)],
                 "The gallery in two dimensions."),
         "outliers": (outliers, [number("k", 20, 1000)], "The pictures least like their nearest neighbours."),
-        "duplicates": (duplicates, [], "Groups of near-duplicates."),
+        "duplicates": (duplicates, [gr.Number(ALIKE, label="threshold", minimum=-1, maximum=1, visible=False)],
+                       "Groups of near-duplicates: cosines with the first of the group."),
         "gallery": (gallery, [number("offset", 0, 10**9, 0), number("limit", 100, 1000), text("label"), text("folder")],
                     "A part of the gallery, in the order of adding."),
         "gallery_add": (gallery_add, [picture(), text("label")], "Add a picture."),
