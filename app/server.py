@@ -157,16 +157,20 @@ def _add_api(app: FastAPI, engine: Engine, access: Access, signed_in: Callable[[
         return route
 
     async def classify(request: Request) -> Any:
-        k, model = _number(request, "k", 5, MOST_CLASSES), _number(request, "model", 0, len(engine.models) - 1, least=0)
-        content, name = await _picture(request)
-        ranked, none_likely = await work(lambda: engine.classify(engine.look(content, name=name), k=k, model=model))
-        classes = [{"label": label, "probability": round(probability, 6)} for label, probability in ranked]
-        return {"classes": classes, "none_likely": bool(none_likely)}
+        k, name = _number(request, "k", 5, MOST_CLASSES), request.query_params.get("model", engine.names[0])
+        if name not in engine.names:
+            raise Failure(400, "invalid", f"model is one of {', '.join(engine.names)}.")
+        model = engine.names.index(name)
+        content, file = await _picture(request)
+        found = await work(lambda: engine.classify(engine.look(content, name=file), k=k, model=model))
+        predictions = [{"label": one.label, "probability": round(one.probability, 6)} for one in found.ranked]
+        return {"model": name, "predictions": predictions, "none_likely": bool(found.none_likely)}
 
     async def embed(request: Request) -> Any:
         content, name = await _picture(request)
         features = await work(lambda: engine.embed(engine.look(content, name=name)))
-        return {"features": [float(value) for value in features], "model": engine.models[0].fingerprint}
+        told = {"model": engine.names[0], "sha256": engine.models[0].fingerprint}
+        return told | {"features": [float(value) for value in features]}
 
     async def search(request: Request) -> Any:
         if engine.index is None:
@@ -184,7 +188,10 @@ def _add_api(app: FastAPI, engine: Engine, access: Access, signed_in: Callable[[
         gallery = dict(told[0]["gallery"])
         if access.public:
             gallery = {name: value for name, value in gallery.items() if isinstance(value, int | float | bool)}
-        return {"models": [{"model": one["model"], "facts": one["facts"]} for one in told], "gallery": gallery}
+        models = {
+            name: {"model": one["model"], "facts": one["facts"]} for name, one in zip(engine.names, told, strict=True)
+        }
+        return {"models": models, "gallery": gallery}
 
     async def thumbnail(request: Request) -> Any:
         name, found = request.path_params["name"], None
@@ -364,22 +371,31 @@ def _uploads_only(data: Any, folder: Path) -> bool:
 
 
 class _Started:
-    """ASGI middleware: applications that mount this one do not start it, so the first request does."""
+    """ASGI middleware: applications that mount this one do not start it, so the first request does. It ends with the
+    event loop."""
 
     def __init__(self, app: Any, *, start: Callable[[Any], Any], app_of: FastAPI) -> None:
         self.app, self.start, self.app_of = app, start, app_of
-        self.starting: asyncio.Lock | None = None
-        self.running: Any = None  # kept: a context that is thrown away ends
+        self.started: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and self.running is None:
-            self.starting = self.starting or asyncio.Lock()
-            async with self.starting:
-                if self.running is None:
-                    context = self.start(self.app_of)
-                    await context.__aenter__()
-                    self.running = context
+        if scope["type"] == "http":
+            if self.started is None:
+                self.started = asyncio.get_running_loop().create_future()
+                self.task = asyncio.create_task(self._run(self.started))
+            await asyncio.shield(self.started)
         await self.app(scope, receive, send)
+
+    async def _run(self, started: "asyncio.Future[None]") -> None:
+        try:
+            async with self.start(self.app_of):
+                started.set_result(None)
+                await asyncio.Event().wait()
+        except Exception as error:
+            if started.done():
+                raise
+            started.set_exception(error)
 
 
 def _once(

@@ -148,7 +148,7 @@ async def classify(port: int, known: Known) -> Asked:
     seconds = time.perf_counter() - started
     if status != 200:
         return Asked(status, seconds, status in (429, 503))
-    found = {entry["label"]: entry["probability"] for entry in json.loads(body)["classes"]}
+    found = {entry["label"]: entry["probability"] for entry in json.loads(body)["predictions"]}
     right = found.keys() == known.probabilities.keys()
     return Asked(
         200, seconds, right and all(abs(found[name] - p) <= TOLERANCE for name, p in known.probabilities.items())
