@@ -13,7 +13,7 @@ endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench fuzz test-browser test-network test-all clean
+.PHONY: demo test lint bench bench-retrieval fuzz test-browser test-network test-all clean
 
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
@@ -32,6 +32,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/student.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/inference.py
+
+# beside faiss, usearch and Milvus Lite; a quarter of an hour
+bench-retrieval: $(VENV)/.bench
+	$(BIN)/python benchmarks/retrieval.py
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz_checkpoint.py --mutants 200000
