@@ -336,7 +336,8 @@ async def measure(server: Server, known: list[Known], *, seconds: float, mixed: 
     say()
     say(
         "| open loop, /api/classify | asked a second | for | answered | refused | other | wrong "
-        "| answers: median, p99 ms | refusals: median, p99 ms | memory MB: before, most, after | the server's core: for it, for others |"
+        "| answers: median, p99 ms | refusals: median, p99 ms "
+        "| memory MB: before, most, after | the server's core: for it, for others |"
     )
     say("| --- " * 11 + "|")
     for share in (0.7, 3.0):
