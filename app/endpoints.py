@@ -15,6 +15,7 @@ from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Filter, Hit, Item, Record
 from app.lesson import answers
+from app.tabs import about as about_tab
 from app.tabs.common import BUSY
 from app.tabs.gallery import ALIKE, duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
@@ -101,7 +102,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         return told
 
     def about() -> dict[str, Any]:
-        return {name: engine.facts(number) for number, name in enumerate(engine.names)}
+        return {name: about_tab.facts_for(engine, access, number) for number, name in enumerate(engine.names)}
 
     def map_(method: str) -> list[dict[str, Any]]:
         from app.tabs.map import Maps

@@ -47,7 +47,7 @@ def build(
                 with gr.Tab("Gallery", id="gallery-tab") as listing:
                     show = gallery.build(engine)
             with gr.Tab("About", id="about"):
-                about.build(engine)
+                about.build(engine, access)
 
         def open_search(event: gr.EventData) -> tuple[search.Query, Any]:
             return search.Query(ids=(parts.clicked(event)[1],)), gr.Tabs(selected="search")

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from app import parts
+from app.access import Access
 from app.engine import Engine
 from app.tabs.common import LONG
 
@@ -28,7 +29,15 @@ def card(facts: dict[str, dict[str, Any]], *, title: str = "") -> str:
     return f'<section class="about">{"".join(sections)}</section>'
 
 
-def build(engine: Engine) -> None:
+def facts_for(engine: Engine, access: Access, model: int = 0) -> dict[str, dict[str, Any]]:
+    """A model's facts and the gallery's; strangers are not told where the gallery lies."""
+    facts = engine.facts(model)
+    if not access.edits:
+        facts["gallery"] = {name: value for name, value in facts["gallery"].items() if name != "where"}
+    return facts
+
+
+def build(engine: Engine, access: Access) -> None:
     def measure() -> str:
         rows = []
         for number, name in enumerate(engine.names):
@@ -44,5 +53,8 @@ def build(engine: Engine) -> None:
         run = gr.Button("Measure its speed on this machine", elem_id="measure")
         speed = gr.HTML(elem_id="speed")
         for number, name in enumerate(engine.names):
-            gr.HTML(card(engine.facts(number), title=name if len(engine.names) > 1 else ""), elem_classes="card-of")
+            gr.HTML(
+                card(facts_for(engine, access, number), title=name if len(engine.names) > 1 else ""),
+                elem_classes="card-of",
+            )
     run.click(measure, None, speed, **LONG)
