@@ -16,7 +16,7 @@ from app.gallery import embed_paths
 from app.index import Filter, Hit, Item, Record
 from app.lesson import answers
 from app.tabs import about as about_tab
-from app.tabs.common import BUSY
+from app.tabs.common import BUSY, said
 from app.tabs.gallery import ALIKE, duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
 from app.uploads import uploads_only
@@ -154,9 +154,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         found = index().get([id])
         if not found:
             raise ValueError(f"{id}: not in the gallery.")
-        given = {**labelling.read_labels(labels), found[0].path: labelling.clean_label(label)}
-        labelling.write_labels(labels, given)
-        return {"labels": len(given)}
+        return {"labels": labelling.give_label(engine, labels, found[0], label)}
 
     def picture() -> gr.Image:
         image = gr.Image(type="filepath", label="image", visible=False)
@@ -224,7 +222,7 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         except Busy:
             raise gr.Error(BUSY, print_exception=False) from None
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        except (ValueError, OSError) as error:
+            raise gr.Error(said(error), print_exception=False) from None
 
     return call

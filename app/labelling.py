@@ -2,6 +2,7 @@
 
 import csv
 import io
+import threading
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from app import atlas
 from app.engine import Engine
+from app.index import Item
 from export.embeddings import normalise
 from zoo.files import written_whole
 from zoo.transforms import read_image
@@ -18,6 +20,7 @@ LONGEST_LABEL = 60
 SHOWN = 640  # pixels of the longer side of a picture to look at
 FEWEST = 5  # labels from which the nearest ones say something
 _COLUMNS = ["path", "label"]
+_WRITING = threading.Lock()  # between reading a table and writing it anew
 
 
 def read_labels(table: Path) -> dict[str, str]:
@@ -30,11 +33,13 @@ def read_labels(table: Path) -> dict[str, str]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if [name.strip() for name in reader.fieldnames or ()][:2] != _COLUMNS:
-                raise ValueError(f"{table}: not a table of path,label; name another file with --labels.")
+            if [name.strip() for name in reader.fieldnames or ()] != _COLUMNS:  # others would be lost
+                raise ValueError(f"{table.name}: not a table of path,label alone; name another file with --labels.")
             return {row["path"]: row["label"] or "" for row in reader if row["path"]}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table}: cannot be read as a table of path,label ({error}).") from None
+        raise ValueError(
+            f"{table.name}: cannot be read as a table of path,label ({getattr(error, 'strerror', None) or error})."
+        ) from None
 
 
 def write_labels(table: Path, labels: Mapping[str, str]) -> None:
@@ -43,6 +48,29 @@ def write_labels(table: Path, labels: Mapping[str, str]) -> None:
         writer = csv.writer(file)
         writer.writerow(_COLUMNS)
         writer.writerows(labels.items())
+
+
+def give_label(engine: Engine, table: Path, item: Item, label: str) -> int:
+    """Label a gallery picture, in the table and in the gallery; how many labels the table has now.
+
+    Raises ValueError for a label that cannot be used, or a table that is none.
+    """
+    with _WRITING:
+        labels = {**read_labels(table), item.path: clean_label(label)}
+        write_labels(table, labels)
+    if engine.index is not None:
+        engine.index.set_label([item.id], labels[item.path])
+    return len(labels)
+
+
+def take_label(engine: Engine, table: Path, item: Item, before: str) -> None:
+    """Undo ``give_label``; ``before``: what the gallery called the picture."""
+    with _WRITING:
+        labels = read_labels(table)
+        labels.pop(item.path, None)
+        write_labels(table, labels)
+    if engine.index is not None:
+        engine.index.set_label([item.id], before)
 
 
 def clean_label(text: str) -> str:

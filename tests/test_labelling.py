@@ -1,6 +1,7 @@
 """Labels by a person: the table is what training reads, and the work list leaves out what is done."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ def test_training_reads_what_is_written(image_folder: Path, tmp_path: Path) -> N
 
 
 def test_another_file_is_not_taken_for_a_table(tmp_path: Path) -> None:
-    for content in ("name,age\na,1\n", "\x00\xff", ""):
+    for content in ("name,age\na,1\n", "path,label,who\na.jpg,cat,me\n", "\x00\xff", ""):
         (tmp_path / "t.csv").write_bytes(content.encode("latin-1"))
         with pytest.raises(ValueError, match=r"t\.csv: ") as caught:
             labelling.read_labels(tmp_path / "t.csv")
@@ -88,3 +89,15 @@ def test_the_picture_is_the_file_or_its_thumbnail(tmp_path: Path) -> None:
     assert shown.size == (640, 320)
     assert labelling.picture_to_look_at(f"{tmp_path}/gone.png", b"thumb") == b"thumb"
     assert labelling.picture_to_look_at("upload/a.png", None) == b""
+
+
+def test_labels_given_at_once_are_all_kept(tmp_path: Path) -> None:
+    engine = engine_of(np.eye(3, dtype=np.float32), ["/p/a.jpg"])
+    engine.index.set_label = lambda ids, label: len(ids)
+    table = tmp_path / "labels.csv"
+    items = [Item(f"id{n}", f"/p/{n}.jpg", "") for n in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda item: labelling.give_label(engine, table, item, "x"), items))
+    assert set(labelling.read_labels(table)) == {item.path for item in items}
+    labelling.take_label(engine, table, items[0], "")
+    assert len(labelling.read_labels(table)) == 39

@@ -20,7 +20,7 @@ class Work(NamedTuple):
 
     queue: tuple[str, ...] = ()
     at: int = 0
-    done: tuple[str, ...] = ()  # paths, in the order they were labelled
+    done: tuple[tuple[str, str], ...] = ()  # id, and what the gallery called the picture before
     names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
     given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
@@ -86,10 +86,8 @@ def build(engine: Engine, table: Path) -> Any:
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
             return look_at(work._replace(at=work.at + 1))
-        labels = labelling.read_labels(table)
-        label = labelling.clean_label(label)
-        labelling.write_labels(table, {**labels, found[0].path: label})
-        done, given = (*work.done, found[0].path), (*work.given, (found[0].id, label))
+        labelling.give_label(engine, table, found[0], label)
+        done, given = (*work.done, (found[0].id, found[0].label)), (*work.given, (found[0].id, label))
         return look_at(work._replace(at=work.at + 1, done=done, given=given))
 
     def undo(work: Work) -> tuple[Any, ...]:
@@ -97,12 +95,10 @@ def build(engine: Engine, table: Path) -> Any:
             return look_at(work)
         assert engine.index is not None
         id_ = work.queue[work.at - 1]
-        path = next((item.path for item in engine.index.get([id_])), "")
-        if path in work.done:
-            labels = labelling.read_labels(table)
-            labels.pop(path, None)
-            labelling.write_labels(table, labels)
-        done = tuple(one for one in work.done if one != path)
+        before = dict(work.done)
+        for item in engine.index.get([id_]) if id_ in before else []:
+            labelling.take_label(engine, table, item, before[id_])
+        done = tuple(pair for pair in work.done if pair[0] != id_)
         given = tuple(pair for pair in work.given if pair[0] != id_)
         return look_at(work._replace(at=work.at - 1, done=done, given=given))
 
