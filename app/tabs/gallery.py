@@ -118,7 +118,7 @@ def build(engine: Engine) -> Any:
         if report.unreadable:
             name, reason = next(iter(report.unreadable.items()))
             said += f"; {len(report.unreadable)} cannot be read, such as {Path(name).name}: {reason}"
-        return parts.done(f"{said}.")
+        return parts.done(f"{said.rstrip('.')}.")
 
     def find_duplicates() -> tuple[str, list[str], str]:
         assert engine.index is not None
