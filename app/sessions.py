@@ -10,6 +10,8 @@ from typing import Any
 import gradio as gr
 from gradio.state_holder import SessionState, StateHolder
 
+from app.uploads import uploads_only
+
 AFTER_LEAVING = 600  # seconds that a visitor's state is kept when the page is closed
 
 
@@ -29,7 +31,9 @@ class Session(SessionState):
         if isinstance(block, gr.State):
             self._state_ttl[key] = (block.time_to_live, datetime.datetime.now())
             self.state_data[key] = value
-        else:
+        else:  # an event has changed a component: Gradio makes it anew, without what uploads_only did to it
+            if getattr(block, "takes_uploads_only", False):
+                uploads_only(value)
             self.blocks_config.blocks[key] = value
 
     def _update_config(self, key: int) -> None:

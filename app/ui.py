@@ -63,6 +63,8 @@ def build(
             long = [(mapping, draw), (labelling, begin)]
         for tab, (run, inputs, outputs) in quick:
             tab.select(run, inputs, outputs, **QUICK)
+        if edits:  # labels and folders may have come
+            searching.select(lambda: search.refresh(engine), None, found.inputs[2:4], **QUICK)
         for tab, (run, inputs, outputs) in long:
             tab.select(run, inputs, outputs, **LONG)
         endpoints.add(engine, access, labels=labels.absolute())

@@ -205,6 +205,7 @@ def uploads_only(component: Any) -> Any:
 
     component.async_move_resource_to_block_cache = without_addresses
     component.preprocess = paths
+    component.takes_uploads_only = True  # app.sessions makes it so again when an event has changed the component
     return component
 
 

@@ -1,7 +1,27 @@
-// Buttons that say what they do: <button data-action="..." data-id="...">.
+// Buttons that say what they do: <button data-action="..." data-id="...">. While an answer is on its way Gradio drops
+// further events; here they wait for their turn, so that no quick click is lost.
+const waiting = [];
+let timer = 0, sent = 0, begun = true; // begun: the answer to the last one is seen to be on its way, or over
+element.dataset.clicks = "";
+function busy() {
+  const tab = element.closest("[role=tabpanel]") || document;
+  return [...tab.querySelectorAll(".html-container.pending")].some((one) => one.querySelector("[data-clicks]"));
+}
+function send() {
+  timer = 0;
+  if (busy()) begun = true;
+  else if (waiting.length && (begun || Date.now() - sent > 600)) {
+    trigger("select", waiting.shift());
+    sent = Date.now();
+    begun = false;
+  }
+  if (waiting.length || (!begun && Date.now() - sent < 600)) timer = setTimeout(send, 15);
+}
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-action]");
-  if (button) trigger("select", { action: button.dataset.action, id: button.dataset.id || "" });
+  if (!button) return;
+  waiting.push({ action: button.dataset.action, id: button.dataset.id || "" });
+  if (!timer) send();
 });
 // Arrow keys walk through a grid of cards.
 element.addEventListener("keydown", (event) => {

@@ -102,7 +102,18 @@ function choose(row) {
   if (row < 0) return;
   chosen = row;
   draw();
-  trigger("select", { action: "point", id: String(row) });
+  if (!timer) tell();
+}
+
+// While an answer is on its way Gradio drops further events: the last point chosen is told after it.
+let told = -1, timer = 0;
+function tell() {
+  timer = 0;
+  const asked = document.querySelector("#point .html-container");
+  if (asked && asked.classList.contains("pending")) { timer = setTimeout(tell, 40); return; }
+  told = chosen;
+  trigger("select", { action: "point", id: String(told) });
+  timer = setTimeout(() => { timer = 0; if (told !== chosen && chosen >= 0) tell(); }, 40);
 }
 
 watch("value", lay);

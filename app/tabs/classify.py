@@ -80,7 +80,11 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
                     api_visibility="private",
                     elem_id="examples",
                 )
-                gr.HTML(f'<p class="credit">Examples: {html.escape(credit)}.</p>')
+                called = html.escape("\n".join(path.parent.name for path in examples), quote=True)
+                gr.HTML(
+                    f'<p class="credit" data-names="{called}">Examples: {html.escape(credit)}.</p>',
+                    js_on_load=parts.script("examples"),
+                )
             if able:
                 gr.HTML(parts.classes(engine.labels_of(able[0])))
         with gr.Column(scale=7, min_width=320, elem_classes="tall"):

@@ -147,7 +147,7 @@ def build(engine: Engine) -> Any:
         if report.unreadable:
             name, reason = next(iter(report.unreadable.items()))
             said += f"; {len(report.unreadable)} cannot be read, such as {Path(name).name}: {reason}"
-        return parts.done(f"{said}.")
+        return parts.done(f"{said.rstrip('.')}.")
 
     def find_duplicates(state: State, threshold: float) -> tuple[State, str]:
         groups = tuple(map(tuple, duplicate_groups(engine, threshold=threshold)))

@@ -13,6 +13,7 @@ from app.tabs.common import QUICK, told
 ROUND = 50  # pictures chosen at a time
 KEYS = "123456789"
 MOST_NAMES = 100
+_WAITING = '<div class="worklist waiting"></div>'  # as high as what will be there
 
 
 class Work(NamedTuple):
@@ -120,7 +121,7 @@ def build(engine: Engine, table: Path) -> Any:
     with gr.Column(elem_classes="narrow"):
         state = gr.HTML(elem_id="label-progress")
         note = gr.HTML(elem_id="label-note")
-        shown = parts.panel(name="worklist", script_name="keys")
+        shown = parts.panel(_WAITING, name="worklist", script_name="keys")
         with gr.Row(elem_classes="inline"):
             name = gr.Textbox(
                 label="New label", placeholder="a class that is not there yet", max_lines=1,

@@ -136,7 +136,7 @@ def build(engine: Engine) -> SearchTab:
     gr.on([picture.upload, picture.clear], upload, picture, [query, picture], **QUICK).then(
         run, inputs, outputs, **QUICK
     )
-    for control in (count.release, label.change, folder.change):
+    for control in (count.change, label.change, folder.change):  # a slider moved by keys is never released
         control(run, inputs, outputs, **QUICK)
     for panel in (results, chip, bar):
         panel.select(click, [query, picks], [query, picks, bar, picture], **QUICK).then(run, inputs, outputs, **QUICK)
