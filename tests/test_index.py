@@ -637,3 +637,10 @@ def test_closed_is_closed(index: SqliteIndex) -> None:
     for use in (index.count, index.files, lambda: index.search(np.ones(D)), lambda: index.delete(["x"])):
         with pytest.raises(ValueError, match=r"g\.sqlite: is closed\."):
             use()
+
+
+def test_wide_vectors_leave_no_page_half_empty(tmp_path: Path) -> None:
+    vectors = directions(200, dimension=2048)
+    with closing(SqliteIndex(tmp_path / "wide.sqlite", model=MODEL, dimension=2048)) as index:
+        index.add(records(vectors))
+    assert (tmp_path / "wide.sqlite").stat().st_size < 1.7 * vectors.size * 2  # it was 2.1 with pages of 8,192 bytes
