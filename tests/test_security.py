@@ -504,3 +504,20 @@ def test_another_account_is_asked_for_its_password_slowly_but_equally(app: Targe
     answer = app.ask("POST", "/login", b"username=a&password=b", {"Content-Type": "application/x-www-form-urlencoded"})
     assert answer.status in (302, 400, 404)
     assert "set-cookie" not in answer.headers
+
+
+# What a visitor could cost the others
+
+
+def test_answers_that_nobody_reads_are_not_kept_for_ever(app: Target) -> None:
+    body = {"data": [["nothing"], 5, "", ""], "session_hash": "never-reads"}
+    name = next(one["id"] for one in app.config()["dependencies"] if one["api_name"] == "similar")
+    statuses = []
+    for _ in range(400):
+        statuses.append(app.ask("POST", "/gradio_api/queue/join", {**body, "fn_index": name}).status)
+        if statuses[-1] == 503 and len(statuses) > 80:
+            break
+    assert statuses[-1] == 503
+    for _ in range(30):  # nor of many who call once
+        assert app.ask("POST", "/gradio_api/call/similar", {"data": body["data"]}).status in (200, 503)
+    assert "event: error" in app.call("similar", body["data"])  # others are answered
