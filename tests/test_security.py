@@ -521,3 +521,13 @@ def test_answers_that_nobody_reads_are_not_kept_for_ever(app: Target) -> None:
     for _ in range(30):  # nor of many who call once
         assert app.ask("POST", "/gradio_api/call/similar", {"data": body["data"]}).status in (200, 503)
     assert "event: error" in app.call("similar", body["data"])  # others are answered
+
+
+def test_an_example_given_many_times_is_one_example(app: Target) -> None:
+    """Leaving out hundreds of copies of one picture took minutes."""
+    found = json.loads(app.call("gallery", [0, 4, "", ""]).partition("data: ")[2])[0]["pictures"]
+    ids = [one["id"] for one in found]
+    started = time.perf_counter()
+    said = app.call("teach", [{"a": [ids[0]] * 249 + [ids[1]], "b": [ids[2]] * 249 + [ids[3]]}, None])
+    assert "event: complete" in said
+    assert time.perf_counter() - started < 5
