@@ -114,12 +114,16 @@ def _add_health(app: FastAPI, engine: Engine) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
+    own: list[anyio.CapacityLimiter] = []  # made in the event loop: a thread that visitors cannot take
+
     @app.get("/readyz")
     async def readyz() -> Response:
         """The models have passed their self-tests, or there would be no engine; the gallery must still answer."""
         try:
+            if not own:
+                own.append(anyio.CapacityLimiter(1))
             if engine.index is not None:
-                await anyio.to_thread.run_sync(engine.index.count)
+                await anyio.to_thread.run_sync(engine.index.count, limiter=own[0])
         except Exception:  # whatever it is, it is not ready
             return JSONResponse({"status": "the gallery does not answer"}, status_code=503)
         return JSONResponse({"status": "ready"})
