@@ -531,3 +531,18 @@ def test_an_example_given_many_times_is_one_example(app: Target) -> None:
     said = app.call("teach", [{"a": [ids[0]] * 249 + [ids[1]], "b": [ids[2]] * 249 + [ids[3]]}, None])
     assert "event: complete" in said
     assert time.perf_counter() - started < 5
+
+
+def test_speed_is_not_measured_for_everybody_anew(app: Target) -> None:
+    name = next(one["id"] for one in app.config()["dependencies"] if one["api_name"] == "measure")
+    said, took = [], []
+    for number in range(5):
+        session, started = f"measuring{number}", time.perf_counter()
+        body = {"data": [], "fn_index": name, "session_hash": session}
+        assert app.ask("POST", "/gradio_api/queue/join", body).status == 200
+        answer = app.ask("GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
+        said.append(answer.partition('"output":{"data":')[2].partition("]")[0])
+        took.append(time.perf_counter() - started)
+    assert "pictures a second" in said[0]
+    assert len(set(said)) == 1
+    assert sum(took[1:]) < 2
