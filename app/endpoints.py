@@ -82,7 +82,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         """Classes of gallery pictures by id; the picture, if given, is classified by the head fitted to them."""
         if not isinstance(examples, dict):
             raise ValueError('Give the examples as {"class": [ids of gallery pictures]}.')
-        pairs = [(str(name), id_) for name, ids in examples.items() for id_ in _texts(ids)]
+        pairs = [(str(name), id_) for name, ids in examples.items() for id_ in dict.fromkeys(_texts(ids))]
         if len(pairs) > 500 or len({name for name, _ in pairs}) < 2:
             raise ValueError("Teach 2 classes or more, with at most 500 examples in all.")
         vectors = engine.vectors_of([id_ for _, id_ in pairs])

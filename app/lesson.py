@@ -72,6 +72,12 @@ def add_examples(lesson: Lesson, examples: list[Example]) -> Lesson:
     return lesson._replace(classes={**kept, lesson.active: kept[lesson.active] + unique})
 
 
+def check_room(lesson: Lesson, count: int) -> None:
+    """Raise ValueError if ``count`` new examples are more than a session keeps, so that none need be read."""
+    if len(lesson.examples()) + count > MOST_EXAMPLES:
+        raise ValueError(f"A lesson has at most {MOST_EXAMPLES} examples; remove some, or upload fewer.")
+
+
 def remove_example(lesson: Lesson, id_: str) -> Lesson:
     kept = {name: tuple(one for one in some if one.id != id_) for name, some in lesson.classes.items()}
     return lesson._replace(classes=kept)

@@ -12,6 +12,7 @@ from app.engine import Classification
 from app.index import Hit, Item
 
 _SCRIPTS = Path(__file__).with_name("js")
+_LONGEST_ID = 256  # letters; a picture's id has 64, a label of a gallery's folder as many as a file's name may have
 
 
 class Card(NamedTuple):
@@ -35,10 +36,14 @@ def panel(value: str = "", *, name: str, script_name: str = "clicks", **props: A
 
 
 def clicked(event: gr.EventData) -> tuple[str, str]:
-    """Action and id of a panel's event; empty where the client sent something else."""
+    """Action and id of a panel's event; empty where the client sent something else. States keep ids, so they are
+    short."""
     data = event._data if isinstance(event._data, dict) else {}
-    action, id_ = data.get("action"), data.get("id")
-    return (action if isinstance(action, str) else ""), (id_ if isinstance(id_, str) else "")
+    action, id_ = (
+        value if isinstance(value := data.get(name), str) and len(value) <= _LONGEST_ID else ""
+        for name in ("action", "id")
+    )
+    return action, id_
 
 
 def hint(text: str) -> str:

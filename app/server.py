@@ -36,6 +36,7 @@ KEPT = 3600  # seconds that uploads and results stay on disk
 KEPT_BYTES = 1_000_000_000  # of them together; the oldest go first
 SESSIONS = 1000  # visitors whose state is kept, the latest
 QUEUED = 64  # calls of the page that wait
+UNREAD, UNREAD_OF_ONE = 2000, 300  # messages that wait for visitors to read them; a call makes three or more
 MOST_CLASSES, MOST_HITS = 1000, 100
 _TIDY = 30  # seconds between clean-ups
 _STATUS = {"empty": 400, "too_large_file": 413, "too_many_pixels": 413, "format": 415}  # of refusals; else 422
@@ -113,12 +114,16 @@ def _add_health(app: FastAPI, engine: Engine) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
+    own: list[anyio.CapacityLimiter] = []  # made in the event loop: a thread that visitors cannot take
+
     @app.get("/readyz")
     async def readyz() -> Response:
         """The models have passed their self-tests, or there would be no engine; the gallery must still answer."""
         try:
+            if not own:
+                own.append(anyio.CapacityLimiter(1))
             if engine.index is not None:
-                await anyio.to_thread.run_sync(engine.index.count)
+                await anyio.to_thread.run_sync(engine.index.count, limiter=own[0])
         except Exception:  # whatever it is, it is not ready
             return JSONResponse({"status": "the gallery does not answer"}, status_code=503)
         return JSONResponse({"status": "ready"})
@@ -318,11 +323,39 @@ def _mount(app: FastAPI, page: gr.Blocks, look: Look, *, sign_in: Any) -> routes
         favicon_path=str(look.favicon) if look.favicon else None,
     )
     page.has_launched = True  # else what a callback returns as a file is not checked
+    _bound_unread(page)
     found = [getattr(route, "app", None) for route in app.routes]
     mounted: routes.App = next(one for one in found if isinstance(one, routes.App))
     mounted.state_holder = Sessions()
     mounted.state_holder.set_blocks(page)
     return mounted
+
+
+def _bound_unread(page: gr.Blocks) -> None:
+    """Keep no more answers than that for visitors who call and do not come for them; Gradio would keep them all."""
+    queue = page._queue
+    push = queue.push
+
+    async def bounded_push(body: Any, request: Any, username: Any = None) -> tuple[bool, Any, Any]:
+        waiting = queue.pending_messages_per_session
+        mine = waiting.get(body.session_hash)
+        if mine is not None and mine.qsize() >= UNREAD_OF_ONE:
+            return False, "Read the answers to your other calls first.", "queue_full"
+        unread = sum(messages.qsize() for messages in waiting.values())
+        for session, messages in list(waiting.items()) if unread > UNREAD else ():  # the oldest first
+            if unread <= UNREAD // 2:
+                break
+            unread -= messages.qsize()
+            while not messages.empty():
+                messages.get_nowait()
+            calls = queue.pending_event_ids_session.get(session, set())
+            if not any(call in queue.event_ids_to_events for call in calls):
+                waiting.pop(session, None)
+                queue.pending_event_ids_session.pop(session, None)
+        pushed: tuple[bool, Any, Any] = await push(body=body, request=request, username=username)
+        return pushed
+
+    queue.push = bounded_push
 
 
 def _take_uploads_only(page: gr.Blocks) -> None:

@@ -75,3 +75,5 @@ def test_a_panel_hears_only_what_it_expects() -> None:
     for data in (None, 3, {"action": 5, "id": []}, {}):
         assert parts.clicked(SimpleNamespace(_data=data)) == ("", "")  # type: ignore[arg-type]
     assert parts.clicked(SimpleNamespace(_data={"action": "a", "id": "b"})) == ("a", "b")  # type: ignore[arg-type]
+    long = SimpleNamespace(_data={"action": "pick", "id": "x" * 100_000})  # would be kept, a thousand visitors long
+    assert parts.clicked(long) == ("pick", "")  # type: ignore[arg-type]

@@ -162,7 +162,9 @@ def build(engine: Engine, access: Access) -> Any:
 
     def upload(state: State, files: list[str] | None) -> tuple[Any, ...]:
         examples, troubles = [], []
-        for file in files or []:
+        given = dict.fromkeys(files or [])
+        lessons.check_room(state.lesson, len(given))
+        for file in given:
             try:
                 picture = engine.look(file)
                 vector = engine.embed(picture)
