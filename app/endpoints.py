@@ -13,7 +13,7 @@ from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
 from app.gallery import embed_paths
-from app.index import Filter, Hit, Item, Record
+from app.index import UPLOADED, Filter, Hit, Item, Record
 from app.lesson import answers
 from app.tabs import about as about_tab
 from app.tabs.common import BUSY
@@ -154,9 +154,10 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         found = index().get([id])
         if not found:
             raise ValueError(f"{id}: not in the gallery.")
-        given = {**labelling.read_labels(labels), found[0].path: labelling.clean_label(label)}
-        labelling.write_labels(labels, given)
-        return {"labels": len(given)}
+        if found[0].path.startswith(UPLOADED):
+            raise ValueError("This picture came through the page; no file holds it, so training could not read it.")
+        labelling.put_label(labels, found[0].path, labelling.clean_label(label), root=engine.places().root)
+        return {"labels": len(labelling.read_labels(labels))}
 
     def picture() -> gr.Image:
         image = gr.Image(type="filepath", label="image", visible=False)

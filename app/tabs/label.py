@@ -20,7 +20,7 @@ class Work(NamedTuple):
 
     queue: tuple[str, ...] = ()
     at: int = 0
-    done: tuple[str, ...] = ()  # paths, in the order they were labelled
+    done: tuple[tuple[str, str, str | None], ...] = ()  # id, path, what stood in the table
     names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
     given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
@@ -46,7 +46,7 @@ def build(engine: Engine, table: Path) -> Any:
 
     def look_at(work: Work, note: str = "") -> tuple[Any, ...]:
         if work.at >= len(work.queue):
-            end = "That was this round." if work.queue else "Every picture has a label, or nearly its copy has."
+            end = "That was this round." if work.queue else "Every file has a label, or nearly its copy has."
             more = '<button type="button" class="strong" data-action="more">The next round</button>'
             shown = f'<div class="worklist">{parts.hint(end)}{more if work.queue else ""}</div>'
             return work, shown, progress(work), note
@@ -86,23 +86,20 @@ def build(engine: Engine, table: Path) -> Any:
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
             return look_at(work._replace(at=work.at + 1))
-        labels = labelling.read_labels(table)
         label = labelling.clean_label(label)
-        labelling.write_labels(table, {**labels, found[0].path: label})
-        done, given = (*work.done, found[0].path), (*work.given, (found[0].id, label))
+        id_, path = found[0].id, found[0].path
+        before = labelling.put_label(table, path, label, root=engine.places().root)
+        done, given = (*work.done, (id_, path, before)), (*work.given, (id_, label))
         return look_at(work._replace(at=work.at + 1, done=done, given=given))
 
     def undo(work: Work) -> tuple[Any, ...]:
         if not work.at:
             return look_at(work)
-        assert engine.index is not None
         id_ = work.queue[work.at - 1]
-        path = next((item.path for item in engine.index.get([id_])), "")
-        if path in work.done:
-            labels = labelling.read_labels(table)
-            labels.pop(path, None)
-            labelling.write_labels(table, labels)
-        done = tuple(one for one in work.done if one != path)
+        for one, path, before in work.done:
+            if one == id_:
+                labelling.put_label(table, path, before, root=engine.places().root)
+        done = tuple(one for one in work.done if one[0] != id_)
         given = tuple(pair for pair in work.given if pair[0] != id_)
         return look_at(work._replace(at=work.at - 1, done=done, given=given))
 
