@@ -13,10 +13,10 @@ from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
 from app.gallery import embed_paths
-from app.index import UPLOADED, Filter, Hit, Item, Record
+from app.index import Filter, Hit, Item, Record
 from app.lesson import answers
 from app.tabs import about as about_tab
-from app.tabs.common import BUSY
+from app.tabs.common import BUSY, said
 from app.tabs.gallery import ALIKE, duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
 from app.uploads import uploads_only
@@ -154,9 +154,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         found = index().get([id])
         if not found:
             raise ValueError(f"{id}: not in the gallery.")
-        if found[0].path.startswith(UPLOADED):
-            raise ValueError("This picture came through the page; no file holds it, so training could not read it.")
-        labelling.put_label(labels, found[0].path, labelling.clean_label(label), root=engine.places().root)
+        labelling.give_label(engine, labels, found[0], label)
         return {"labels": len(labelling.read_labels(labels))}
 
     def picture() -> gr.Image:
@@ -225,7 +223,7 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         except Busy:
             raise gr.Error(BUSY, print_exception=False) from None
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        except (ValueError, OSError) as error:
+            raise gr.Error(said(error), print_exception=False) from None
 
     return call

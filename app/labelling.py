@@ -15,7 +15,7 @@ from PIL import Image
 
 from app import atlas
 from app.engine import Engine
-from app.index import UPLOADED, Filter
+from app.index import UPLOADED, Filter, Item
 from export.embeddings import normalise
 from zoo.files import written_whole
 from zoo.transforms import read_image
@@ -50,10 +50,11 @@ def _read(table: Path) -> _Table:
         content = table.read_bytes()
         rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{table}: cannot be read as a table of path,label ({error}).") from None
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"{table.name}: cannot be read as a table of path,label ({why}).") from None
     columns = rows[0] if rows else []
     if not set(_COLUMNS) <= {name.strip() for name in columns}:
-        raise ValueError(f"{table}: not a table of path,label; name another file with --labels.")
+        raise ValueError(f"{table.name}: not a table of path,label; name another file with --labels.")
     rows = [row + [""] * (len(columns) - len(row)) for row in rows[1:] if row]
     encoding = "utf-8-sig" if content.startswith(codecs.BOM_UTF8) else "utf-8"
     return _Table(rows, columns, encoding, "\r\n" if b"\r\n" in content else "\n")
@@ -94,7 +95,7 @@ def put_label(table: Path, picture: str, label: str | None, *, root: str = "") -
             _write(table, read._replace(rows=rows))
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"{table}: cannot be written ({reason}); the label was not kept.") from None
+        raise ValueError(f"{table.name}: cannot be written ({reason}); the label was not kept.") from None
     return before
 
 
@@ -127,6 +128,36 @@ def _folders(table: Path, root: str) -> list[str]:
     """From where the paths of a table may start: its own folder, ``root``, and those above."""
     above = [folder.as_posix() for folder in (Path(root), *Path(root).parents)] if root else []
     return [table.parent.as_posix(), *above]
+
+
+class Before(NamedTuple):
+    """What was said of a picture before it was labelled: in the table (None: it had no row), and in the gallery."""
+
+    id: str
+    path: str
+    table: str | None
+    gallery: str
+
+
+def give_label(engine: Engine, table: Path, item: Item, label: str) -> Before:
+    """Label a gallery picture, in the table and in the gallery.
+
+    Raises ValueError for a label that cannot be used, a picture that no file holds, or as ``put_label`` does.
+    """
+    if item.path.startswith(UPLOADED):
+        raise ValueError("This picture came through the page; no file holds it, so training could not read it.")
+    label = clean_label(label)
+    before = put_label(table, item.path, label, root=engine.places().root)
+    if engine.index is not None:
+        engine.index.set_label([item.id], label)
+    return Before(item.id, item.path, before, item.label)
+
+
+def take_label(engine: Engine, table: Path, before: Before) -> None:
+    """Undo ``give_label``. Raises ValueError as ``put_label`` does."""
+    put_label(table, before.path, before.table, root=engine.places().root)
+    if engine.index is not None:
+        engine.index.set_label([before.id], before.gallery)
 
 
 def clean_label(text: str) -> str:

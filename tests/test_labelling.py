@@ -168,3 +168,17 @@ def test_the_picture_is_the_file_or_its_thumbnail(tmp_path: Path) -> None:
     assert shown.size == (640, 320)
     assert labelling.picture_to_look_at(f"{tmp_path}/gone.png", b"thumb") == b"thumb"
     assert labelling.picture_to_look_at("upload/a.png", None) == b""
+
+
+def test_a_label_is_in_the_gallery_too_and_is_taken_back_from_both(tmp_path: Path) -> None:
+    engine, said = engine_of(np.eye(2, dtype=np.float32), ["/p/a.jpg", "upload/b.jpg"]), []
+    engine.index.set_label = lambda ids, label: said.append((ids, label))
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n/p/a.jpg,\n")
+    before = labelling.give_label(engine, table, Item("id0", "/p/a.jpg", "folder"), " x  y ")
+    assert table.read_text() == "path,label\n/p/a.jpg,x y\n"
+    labelling.take_label(engine, table, before)
+    assert table.read_text() == "path,label\n/p/a.jpg,\n"
+    assert said == [(["id0"], "x y"), (["id0"], "folder")]
+    with pytest.raises(ValueError, match="no file holds it"):
+        labelling.give_label(engine, table, Item("id1", "upload/b.jpg", ""), "x")

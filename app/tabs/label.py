@@ -20,7 +20,7 @@ class Work(NamedTuple):
 
     queue: tuple[str, ...] = ()
     at: int = 0
-    done: tuple[tuple[str, str, str | None], ...] = ()  # id, path, what stood in the table
+    done: tuple[labelling.Before, ...] = ()
     names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
     given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
@@ -86,20 +86,18 @@ def build(engine: Engine, table: Path) -> Any:
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
             return look_at(work._replace(at=work.at + 1))
-        label = labelling.clean_label(label)
-        id_, path = found[0].id, found[0].path
-        before = labelling.put_label(table, path, label, root=engine.places().root)
-        done, given = (*work.done, (id_, path, before)), (*work.given, (id_, label))
+        before = labelling.give_label(engine, table, found[0], label)
+        done, given = (*work.done, before), (*work.given, (before.id, label))
         return look_at(work._replace(at=work.at + 1, done=done, given=given))
 
     def undo(work: Work) -> tuple[Any, ...]:
         if not work.at:
             return look_at(work)
         id_ = work.queue[work.at - 1]
-        for one, path, before in work.done:
-            if one == id_:
-                labelling.put_label(table, path, before, root=engine.places().root)
-        done = tuple(one for one in work.done if one[0] != id_)
+        for before in work.done:
+            if before.id == id_:
+                labelling.take_label(engine, table, before)
+        done = tuple(before for before in work.done if before.id != id_)
         given = tuple(pair for pair in work.given if pair[0] != id_)
         return look_at(work._replace(at=work.at - 1, done=done, given=given))
 
