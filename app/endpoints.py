@@ -154,7 +154,8 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         found = index().get([id])
         if not found:
             raise ValueError(f"{id}: not in the gallery.")
-        return {"labels": labelling.give_label(engine, labels, found[0], label)}
+        labelling.give_label(engine, labels, found[0], label)
+        return {"labels": len(labelling.read_labels(labels))}
 
     def picture() -> gr.Image:
         image = gr.Image(type="filepath", label="image", visible=False)

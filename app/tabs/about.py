@@ -41,8 +41,16 @@ def facts_for(engine: Engine, access: Access, model: int = 0) -> dict[str, dict[
     return facts
 
 
-def build(engine: Engine, access: Access) -> None:
+def build(engine: Engine, access: Access) -> Any:
+    """Returns the event that tells the facts as they are now: function, inputs, outputs."""
     measuring, latest = threading.Lock(), [(-MEASURED_EVERY, "")]
+
+    def cards() -> list[str]:
+        several = len(engine.names) > 1
+        return [
+            card(facts_for(engine, access, number), title=name if several else "")
+            for number, name in enumerate(engine.names)
+        ]
 
     def measure() -> str:
         with measuring:  # it takes a second of all cores: who asks meanwhile gets the same answer
@@ -64,9 +72,6 @@ def build(engine: Engine, access: Access) -> None:
     with gr.Column(elem_classes="narrow"):
         run = gr.Button("Measure its speed on this machine", elem_id="measure")
         speed = gr.HTML(elem_id="speed")
-        for number, name in enumerate(engine.names):
-            gr.HTML(
-                card(facts_for(engine, access, number), title=name if len(engine.names) > 1 else ""),
-                elem_classes="card-of",
-            )
+        shown = [gr.HTML(text, elem_classes="card-of") for text in cards()]
     run.click(measure, None, speed, **LONG)
+    return (lambda: cards() if len(shown) > 1 else cards()[0]), None, shown

@@ -1,6 +1,7 @@
 """Gallery: what is in it; add a folder or uploads, find duplicates, delete."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Record
 from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told
-from app.tabs.search import ANY, choices, where
+from app.tabs.search import ANY, choices, refresh, where
 from app.uploads import Refused, uploads_only
 from export.embeddings import near_duplicates
 
@@ -44,8 +45,8 @@ class State(NamedTuple):
     sure: bool = False
 
 
-def build(engine: Engine) -> Any:
-    """Returns the event that fills the tab: function, inputs, outputs."""
+def build(engine: Engine) -> tuple[Any, list[Any]]:
+    """Returns the event that fills the tab (function, inputs, outputs) and its controls of labels and folder."""
     stop = threading.Event()
 
     def show(state: State, labels: list[str] | None, folder: str | None) -> tuple[Any, ...]:
@@ -191,7 +192,9 @@ def build(engine: Engine) -> Any:
     ]
     for event in done:
         event.then(show, inputs, outputs, **QUICK)
+    for event in done[-3:-1]:  # those that bring labels and folders
+        event.then(partial(refresh, engine), [label, folder], [label, folder], **QUICK)
     for control in (label, folder):
         control.change(show, inputs, outputs, **QUICK)
     halt.click(stop.set, None, None, **QUICK)
-    return show, inputs, outputs
+    return (show, inputs, outputs), [label, folder]

@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
     queue: tuple[str, ...] = ()
     at: int = 0
-    done: tuple[tuple[str, str], ...] = ()  # id, and what the gallery called the picture before
+    done: tuple[labelling.Before, ...] = ()
     names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
     given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
@@ -47,7 +47,7 @@ def build(engine: Engine, table: Path) -> Any:
 
     def look_at(work: Work, note: str = "") -> tuple[Any, ...]:
         if work.at >= len(work.queue):
-            end = "That was this round." if work.queue else "Every picture has a label, or nearly its copy has."
+            end = "That was this round." if work.queue else "Every file has a label, or nearly its copy has."
             more = '<button type="button" class="strong" data-action="more">The next round</button>'
             shown = f'<div class="worklist">{parts.hint(end)}{more if work.queue else ""}</div>'
             return work, shown, progress(work), note
@@ -87,19 +87,18 @@ def build(engine: Engine, table: Path) -> Any:
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
             return look_at(work._replace(at=work.at + 1))
-        labelling.give_label(engine, table, found[0], label)
-        done, given = (*work.done, (found[0].id, found[0].label)), (*work.given, (found[0].id, label))
+        before = labelling.give_label(engine, table, found[0], label)
+        done, given = (*work.done, before), (*work.given, (before.id, label))
         return look_at(work._replace(at=work.at + 1, done=done, given=given))
 
     def undo(work: Work) -> tuple[Any, ...]:
         if not work.at:
             return look_at(work)
-        assert engine.index is not None
         id_ = work.queue[work.at - 1]
-        before = dict(work.done)
-        for item in engine.index.get([id_]) if id_ in before else []:
-            labelling.take_label(engine, table, item, before[id_])
-        done = tuple(pair for pair in work.done if pair[0] != id_)
+        for before in work.done:
+            if before.id == id_:
+                labelling.take_label(engine, table, before)
+        done = tuple(before for before in work.done if before.id != id_)
         given = tuple(pair for pair in work.given if pair[0] != id_)
         return look_at(work._replace(at=work.at - 1, done=done, given=given))
 

@@ -26,7 +26,6 @@ class Maps:
         self.engine = engine
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, str], tuple[list[str], np.ndarray]] = {}
-        self._clusters: dict[int, np.ndarray] = {}
 
     def positions(self, method: str) -> tuple[list[str], np.ndarray]:
         """Ids and positions (N, 2) in [-1, 1]; of a large gallery an even sample."""

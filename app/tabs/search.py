@@ -12,7 +12,7 @@ from app.tabs.common import QUICK, look, picture_input, told
 from app.uploads import Refused
 
 MOST_HITS = 60
-ANY = "any"
+ANY = ""  # the folder that means all; it is shown as "any", which a folder may be called too
 NONE = "(no label)"
 _EMPTY = "Choose a picture, or click one of the gallery, to find its like."
 
@@ -32,6 +32,7 @@ class SearchTab(NamedTuple):
     run: Any
     inputs: list[Any]
     outputs: list[Any]
+    filters: list[Any]  # the controls of labels and folder
 
 
 def where(engine: Engine, labels: list[str] | None, folder: str | None) -> Filter:
@@ -40,12 +41,20 @@ def where(engine: Engine, labels: list[str] | None, folder: str | None) -> Filte
     return Filter(given, engine.places().names.get(folder or "", ""))
 
 
-def choices(engine: Engine) -> tuple[list[str], list[str]]:
-    """Labels and folders to filter by."""
+def choices(engine: Engine) -> tuple[list[str], list[tuple[str, str]]]:
+    """Labels and folders to filter by, those as they are shown and as they are."""
     if engine.index is None:
-        return [], [ANY]
+        return [], [("any", ANY)]
     labels = [label or NONE for label in sorted(engine.index.labels())]
-    return labels, [ANY, *engine.places().names]
+    return labels, [("any", ANY), *((name, name) for name in engine.places().names)]
+
+
+def refresh(engine: Engine, labels: list[str] | None, folder: str | None) -> tuple[Any, Any]:
+    """The controls of labels and folder as the gallery is now; what is gone from it is no longer chosen."""
+    there, folders = choices(engine)
+    chosen = [label for label in labels or () if label in there]
+    kept = folder if folder in dict(folders).values() else ANY
+    return gr.Dropdown(there, value=chosen, multiselect=True), gr.Dropdown(folders, value=kept)
 
 
 def build(engine: Engine) -> SearchTab:
@@ -140,10 +149,4 @@ def build(engine: Engine) -> SearchTab:
         control(run, inputs, outputs, **QUICK)
     for panel in (results, chip, bar):
         panel.select(click, [query, picks], [query, picks, bar, picture], **QUICK).then(run, inputs, outputs, **QUICK)
-    return SearchTab(query, run, inputs, outputs)
-
-
-def refresh(engine: Engine) -> tuple[Any, Any]:
-    """The filters' choices as the gallery is now."""
-    labels, folders = choices(engine)
-    return gr.Dropdown(labels), gr.Dropdown(folders)
+    return SearchTab(query, run, inputs, outputs, [label, folder])
