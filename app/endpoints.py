@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
@@ -14,13 +14,12 @@ from app.batching import Busy
 from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Filter, Hit, Item, Record
-from app.lesson import answers
+from app.lesson import MOST_EXAMPLES, answers, fitted
 from app.tabs import about as about_tab
 from app.tabs.common import BUSY, said
 from app.tabs.gallery import ALIKE, duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
 from app.uploads import uploads_only
-from export.heads import teach
 
 OPEN = ("classify", "search", "similar", "embed", "teach", "about")
 EDITING = ("map", "outliers", "duplicates", "gallery", "gallery_add", "gallery_add_folder", "gallery_delete",
@@ -35,20 +34,20 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
             raise ValueError("No picture was given.")
         return engine.look(path)
 
+    def shown(path: str) -> str:  # strangers are told no folders
+        return engine.places().shown(path) if access.edits else PurePosixPath(path).name
+
     def hits(found: list[Hit]) -> list[dict[str, Any]]:
         # not "path": gradio_client takes that for a file to download
-        places = engine.places()
         return [
-            {"file": places.shown(hit.path), "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
-            for hit in found
+            {"file": shown(hit.path), "label": hit.label, "score": round(hit.score, 6), "id": hit.id} for hit in found
         ]
 
     def items(found: list[Item]) -> list[dict[str, str]]:
-        places = engine.places()
-        return [{"file": places.shown(item.path), "label": item.label, "id": item.id} for item in found]
+        return [{"file": shown(item.path), "label": item.label, "id": item.id} for item in found]
 
     def where(label: str, folder: str) -> Filter:
-        names = engine.places().names
+        names = engine.places().names if access.edits else {}
         if folder and folder not in names:
             raise ValueError(f"No folder {folder!r} in the gallery.")
         return Filter(("" if label == NONE else label,) if label else (), names.get(folder, ""))
@@ -82,13 +81,13 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         """Classes of gallery pictures by id; the picture, if given, is classified by the head fitted to them."""
         if not isinstance(examples, dict):
             raise ValueError('Give the examples as {"class": [ids of gallery pictures]}.')
+        if sum(len(ids) for ids in examples.values() if isinstance(ids, list)) > 10 * MOST_EXAMPLES:
+            raise ValueError(f"At most {MOST_EXAMPLES} examples in all.")
         pairs = [(str(name), id_) for name, ids in examples.items() for id_ in dict.fromkeys(_texts(ids))]
-        if len(pairs) > 500 or len({name for name, _ in pairs}) < 2:
-            raise ValueError("Teach 2 classes or more, with at most 500 examples in all.")
         vectors = engine.vectors_of([id_ for _, id_ in pairs])
         if len(vectors) != len(pairs):
             raise ValueError(f"{len(pairs) - len(vectors)} of the examples are not in the gallery.")
-        taught = teach(vectors, [name for name, _ in pairs])
+        taught = fitted(vectors, [name for name, _ in pairs])
         told: dict[str, Any] = {
             "classes": list(taught.head.classes), "leave_one_out_accuracy": taught.accuracy, "chance": taught.chance,
             "per_class": taught.per_class, "note": taught.note,

@@ -5,6 +5,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -64,7 +65,7 @@ def data_uri(jpeg: bytes) -> str:
 
 def thumb(id_: str) -> str:
     """Where the server has the small picture of a gallery picture, relative to the page."""
-    return f"thumbs/{id_}.jpg"
+    return f"thumbs/{quote(id_, safe='')}.jpg"
 
 
 def called(item: Item | Hit) -> str:

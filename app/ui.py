@@ -37,7 +37,7 @@ def build(
             with gr.Tab("Classify", id="classify"):
                 first = classify.build(engine, examples=examples, credit=credit)
             with gr.Tab("Search", id="search") as searching:
-                found = search.build(engine)
+                found = search.build(engine, access)
             with gr.Tab("Teach", id="teach") as teaching:
                 lesson = teach.build(engine, access)
             if edits:

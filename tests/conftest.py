@@ -1,5 +1,6 @@
 """What many tests share: recorded TensorFlow values, a tiny model, a few small images."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -18,6 +19,16 @@ REFERENCE = Path(__file__).parent / "reference"
 TINY = zoo.Spec(depth=18, width=1 / 16)
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and results do not depend on the machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_loop_that_is_closed() -> Iterator[None]:
+    """Building a page takes the thread's event loop, or makes one that nobody closes."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(autouse=True)

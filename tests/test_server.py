@@ -282,6 +282,28 @@ class Slowly:
             return self.socket.recv(65536).decode()
 
 
+def test_what_a_proxy_passes_on_is_not_taken_for_the_owner(engine: Engine, url: str) -> None:
+    with served(create_app(engine, PUBLIC)) as other:
+        for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded"):
+            assert httpx.get(f"{url}/api/facts", headers={name: "203.0.113.7"}).status_code == 403
+            assert httpx.get(f"{other}/api/facts", headers={name: "203.0.113.7"}).status_code == 200
+
+
+def test_two_lengths_and_foreign_logouts_are_refused(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sent:
+        sent.sendall(
+            b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        assert sent.recv(64).startswith(b"HTTP/1.1 400")
+    foreign = httpx.get(f"{url}/logout", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (foreign.status_code, foreign.json()["error"]) == (403, "origin")
+
+
+def test_private_answers_are_not_cached(url: str) -> None:
+    assert httpx.get(f"{url}/api/facts").headers["cache-control"] == "private, no-cache"
+
+
 def test_places_are_bounded(engine: Engine) -> None:
     with served(create_app(engine, LOCAL, limits=Limits(requests=2))) as url:
         slow = [Slowly(url, "/api/classify", len(picture(0))) for _ in range(2)]
