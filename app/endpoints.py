@@ -13,7 +13,7 @@ from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
 from app.gallery import embed_paths
-from app.index import Filter, Hit, Item, Record
+from app.index import UPLOADED, Filter, Hit, Item, Record
 from app.lesson import MOST_EXAMPLES, answers, fitted
 from app.tabs import about as about_tab
 from app.tabs.common import BUSY, said
@@ -61,7 +61,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         if model and model not in engine.names:
             raise ValueError(f"No model is called {model!r}; there are {', '.join(engine.names)}.")
         number = engine.names.index(model) if model else 0
-        found = engine.classify(look(image), k=int(k), model=number)
+        found = engine.classify(look(image), k=_whole(k, 5), model=number)
         return {
             "model": engine.names[number],
             "predictions": [{"label": name, "probability": round(p, 6)} for name, p in found.ranked],
@@ -69,10 +69,10 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         }
 
     def search(image: str | None, k: float, label: str, folder: str) -> list[dict[str, Any]]:
-        return hits(engine.search(look(image), k=int(k), where=where(label, folder)))
+        return hits(engine.search(look(image), k=_whole(k, 12), where=where(label, folder)))
 
     def similar(ids: list[str], k: float, label: str, folder: str) -> list[dict[str, Any]]:
-        return hits(engine.similar(_texts(ids), k=int(k), where=where(label, folder)))
+        return hits(engine.similar(_texts(ids), k=_whole(k, 12), where=where(label, folder)))
 
     def embed(image: str | None) -> list[float]:
         return [float(value) for value in engine.embed(look(image))]
@@ -89,7 +89,8 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
             raise ValueError(f"{len(pairs) - len(vectors)} of the examples are not in the gallery.")
         taught = fitted(vectors, [name for name, _ in pairs])
         told: dict[str, Any] = {
-            "classes": list(taught.head.classes), "leave_one_out_accuracy": taught.accuracy, "chance": taught.chance,
+            "classes": list(taught.head.classes), "leave_one_out_accuracy": taught.accuracy,
+            "measured": taught.measured, "chance": taught.chance,
             "per_class": taught.per_class, "note": taught.note,
         }  # fmt: skip
         if image is not None:
@@ -118,7 +119,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
 
         ids, vectors = index().vectors()
         odd = atlas.outliers(vectors)
-        rows = np.argsort(-odd, kind="stable")[: int(k)]
+        rows = np.argsort(-odd, kind="stable")[: _whole(k, 20)]
         score = {ids[row]: round(float(odd[row]), 6) for row in rows}
         return [{**item, "score": score[item["id"]]} for item in items(index().get([ids[row] for row in rows]))]
 
@@ -127,13 +128,13 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
 
     def gallery(offset: float, limit: float, label: str, folder: str) -> dict[str, Any]:
         kept, filter_ = index(), where(label, folder)
-        some = kept.items(offset=int(offset), limit=int(limit), where=filter_)
+        some = kept.items(offset=_whole(offset, 0), limit=_whole(limit, 100), where=filter_)
         return {"count": kept.count(filter_), "pictures": items(some), "facts": kept.facts()}
 
     def gallery_add(image: str | None, label: str) -> dict[str, Any]:
         picture = look(image)
-        record = Record(picture.id, f"upload/{Path(str(image)).name}", label.strip()[:60], picture.thumbnail,
-                        engine.embed(picture))  # fmt: skip
+        path, kind = f"{UPLOADED}{Path(str(image)).name}", labelling.optional_label(label)
+        record = Record(picture.id, path, kind, picture.thumbnail, engine.embed(picture))
         return {"id": picture.id, "added": index().add([record])}
 
     def gallery_add_folder(folder: str) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         return {"deleted": index().delete(_texts(ids))}
 
     def label_next(count: float) -> list[dict[str, str]]:
-        return items(index().get(labelling.worklist(engine, labelling.labelled_ids(engine, labels), int(count))))
+        return items(index().get(labelling.worklist(engine, labelling.labelled_ids(engine, labels), _whole(count, 20))))
 
     def label_(id: str, label: str) -> dict[str, Any]:
         found = index().get([id])
@@ -205,6 +206,11 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
             concurrency_id="model",
             concurrency_limit=16,
         )
+
+
+def _whole(value: float | None, otherwise: int) -> int:
+    """A number of the API; what is left out or no number is the default."""
+    return int(value) if value is not None and np.isfinite(value) else otherwise
 
 
 def _texts(values: Any) -> list[str]:

@@ -168,6 +168,11 @@ def clean_label(text: str) -> str:
     return text
 
 
+def optional_label(text: str | None) -> str:
+    """A label as it is kept, or "" if there is none. Raises ValueError for one that cannot be used."""
+    return clean_label(text) if text and text.strip() else ""
+
+
 def labelled_ids(engine: Engine, table: Path) -> dict[str, str]:
     """id -> label of the gallery's pictures that the table names: by their full path, or one relative to the table's
     folder, to the folder that all the gallery's pictures have in common, or to a folder above that."""

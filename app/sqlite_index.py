@@ -29,6 +29,7 @@ from app.index import (
     unit_query,
     unit_rows,
 )
+from export.embeddings import normalise
 
 FORMAT = "simclrv2-gallery-2"
 OLDER = ("simclrv2-gallery-1",)
@@ -268,6 +269,13 @@ class SqliteIndex:
         matrix = rows.matrix[: rows.used]
         matrix.flags.writeable = False
         return ids, matrix
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        statement = "SELECT id, vector FROM images JOIN vectors USING (number) WHERE id IN (...)"
+        with self._reading() as database:
+            found = dict(_for_each(database, statement, list(dict.fromkeys(ids))))
+        kept = [np.frombuffer(found[id_], self._dtype) for id_ in ids if id_ in found]
+        return normalise(np.stack(kept)) if kept else np.empty((0, self.dimension), np.float32)
 
     def _hits(self, numbers: np.ndarray, scores: np.ndarray, where: Filter, *, thumbnails: bool) -> list[Hit]:
         """The pictures of these numbers that still are as they were found."""

@@ -34,14 +34,16 @@ class Taught(NamedTuple):
     """A head, and what is known of it.
 
     ``accuracy``: by leave-one-out, 0 to 1, of the examples that can be left out; None if none can. ``per_class``: the
-    same by class, without the classes it cannot be told of. ``chance``: what naming always the most frequent class
-    would reach. ``examples`` by class. ``length``: the median length of the vectors taught, for which the head's
-    probabilities hold (``for_length``). ``shrinkage``: the one chosen. ``note``: for people, what to mind.
+    same by class, without the classes it cannot be told of. ``measured``: how many examples that was, and ``chance``
+    what naming always the most frequent class of them would reach. ``examples`` by class. ``length``: the median length
+    of the vectors taught, for which the head's probabilities hold (``for_length``). ``shrinkage``: the one chosen.
+    ``note``: for people, what to mind.
     """
 
     head: Head
     accuracy: float | None
     per_class: dict[str, float]
+    measured: int
     chance: float
     examples: dict[str, int]
     length: float
@@ -295,7 +297,8 @@ def teach(vectors: np.ndarray, labels: Sequence[str], *, duplicates: float = NEA
         head=head,
         accuracy=float(right[counted].mean()) if counted.any() else None,
         per_class=per_class,
-        chance=float(examples.max() / examples.sum()),
+        measured=int(counted.sum()),
+        chance=float(np.bincount(classes[counted]).max() / counted.sum()) if counted.any() else 0.0,
         examples=dict(zip(names, examples.tolist(), strict=True)),
         length=length,
         shrinkage=strength,

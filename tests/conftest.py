@@ -1,9 +1,11 @@
 """What many tests share: recorded TensorFlow values, a tiny model, a few small images."""
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,13 +24,13 @@ torch.set_num_threads(1)  # tiny models gain nothing from more, and results do n
 
 
 @pytest.fixture(scope="session", autouse=True)
-def a_loop_that_is_closed() -> Iterator[None]:
-    """Building a page takes the thread's event loop, or makes one that nobody closes."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
+def what_gradio_leaves_open() -> Iterator[None]:
+    """Gradio and its client make event loops and close none: they are collected here, where nobody minds."""
     yield
-    asyncio.set_event_loop(None)
-    loop.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.set_event_loop(None)
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

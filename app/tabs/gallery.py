@@ -11,6 +11,7 @@ from app import parts
 from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Record
+from app.labelling import optional_label
 from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told
 from app.tabs.search import ANY, choices, refresh, where
 from app.uploads import Refused, uploads_only
@@ -119,7 +120,9 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
             try:
                 picture = engine.look(file)
                 name = f"upload/{Path(file).name}"
-                records.append(Record(picture.id, name, label.strip()[:60], picture.thumbnail, engine.embed(picture)))
+                records.append(
+                    Record(picture.id, name, optional_label(label), picture.thumbnail, engine.embed(picture))
+                )
             except Refused as error:
                 troubles.append(str(error))
         added = engine.index.add(records)
@@ -184,11 +187,15 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
             cards = parts.panel(name="gallery")
             bar = parts.panel(name="gallery-picked", elem_classes="floating")
     inputs, outputs = [state, label, folder], [state, cards, pages, bar, groups]
+
+    def kept(text: str) -> tuple[Any, str]:
+        return gr.skip(), text
+
     done = [
-        *(panel.select(click, state, [state, note], **QUICK) for panel in (cards, pages, bar, groups)),
+        *(panel.select(told(click, kept), state, [state, note], **QUICK) for panel in (cards, pages, bar, groups)),
         files.upload(told(upload, lambda text: (None, text)), [files, given], [files, note], **LONG),
         add.click(told(add_folder, lambda text: text), path, note, **LONG),
-        find.click(find_duplicates, [state, threshold], [state, note], **LONG),
+        find.click(told(find_duplicates, kept), [state, threshold], [state, note], **LONG),
     ]
     for event in done:
         event.then(show, inputs, outputs, **QUICK)

@@ -125,5 +125,5 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
     run = told(draw, lambda text: (None, text, [], ""))
     for control in (method, colour):
         control.change(run, inputs, outputs, **LONG)
-    canvas.select(point, ids, shown, **QUICK)
+    canvas.select(told(point, lambda text: text), ids, shown, **QUICK)
     return (run, inputs, outputs), shown
