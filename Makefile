@@ -34,7 +34,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/inference.py
 
-# beside faiss, usearch and Milvus Lite; a quarter of an hour
+# beside faiss, usearch and Milvus Lite; half an hour
 bench-retrieval: $(VENV)/.bench
 	$(BIN)/python benchmarks/retrieval.py
 
