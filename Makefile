@@ -14,7 +14,7 @@ endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
 
-.PHONY: demo test lint bench fuzz hostile test-browser test-network test-milvus test-all clean
+.PHONY: demo test lint bench bench-retrieval fuzz hostile test-browser test-network test-milvus test-all clean
 
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
@@ -33,6 +33,10 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/student.py
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/inference.py
+
+# beside faiss, usearch and Milvus Lite; a quarter of an hour
+bench-retrieval: $(VENV)/.bench
+	$(BIN)/python benchmarks/retrieval.py
 
 fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz_checkpoint.py --mutants 200000

@@ -98,9 +98,14 @@ def _tsne(rows: np.ndarray, seed: int, progress: bool) -> np.ndarray:
         raise ValueError(
             "A t-SNE map needs scikit-learn: pip install scikit-learn; or choose the method 'pca'."
         ) from None
-    perplexity = min(30.0, (len(rows) - 1) / 3)
-    told = {"perplexity": perplexity, "metric": "cosine", "init": "pca", "random_state": seed, "verbose": int(progress)}
-    points: np.ndarray = TSNE(2, **told).fit_transform(rows.astype(np.float32))
+    spread = rows[:, 0].std()
+    if spread < 1e-6:  # all the same: scikit-learn would divide by it, and end the process
+        return rows[:, :2]
+    begin = (rows[:, :2] * (1e-4 / spread)).astype(np.float32)
+    told = {"metric": "cosine", "init": begin, "random_state": seed, "verbose": int(progress)}
+    points: np.ndarray = TSNE(2, perplexity=min(30.0, (len(rows) - 1) / 3), **told).fit_transform(
+        rows.astype(np.float32)
+    )
     return points
 
 
@@ -122,7 +127,8 @@ def _fitted_in(points: np.ndarray) -> np.ndarray:
         return np.empty((0, 2), np.float32)
     low, high = np.quantile(points, (0.01, 0.99), axis=0)
     points = points - (low + high) / 2
-    scale = float((high - low).max()) / 2 or float(np.abs(points).max()) or 1.0
+    scale = float((high - low).max()) / 2 or float(np.abs(points).max())
+    scale = scale if scale > 1e-6 else 1.0  # what is left is rounding
     points = points * (_INSIDE / scale)
     far = np.minimum(np.abs(points), 1e6)
     pressed = _INSIDE + (1 - _INSIDE) * np.tanh((far - _INSIDE) / (1 - _INSIDE))

@@ -2,24 +2,24 @@
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
-from app import labelling, parts
+from app import labelling
 from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
 from app.gallery import embed_paths
-from app.index import Filter, Hit, Item, Record
-from app.lesson import answers
-from app.tabs.common import BUSY
-from app.tabs.gallery import duplicate_groups
+from app.index import UPLOADED, Filter, Hit, Item, Record
+from app.lesson import MOST_EXAMPLES, answers, fitted
+from app.tabs import about as about_tab
+from app.tabs.common import BUSY, said
+from app.tabs.gallery import ALIKE, duplicate_groups
 from app.tabs.search import MOST_HITS, NONE
 from app.uploads import uploads_only
-from export.heads import teach
 
 OPEN = ("classify", "search", "similar", "embed", "teach", "about")
 EDITING = ("map", "outliers", "duplicates", "gallery", "gallery_add", "gallery_add_folder", "gallery_delete",
@@ -34,23 +34,20 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
             raise ValueError("No picture was given.")
         return engine.look(path)
 
-    def root() -> str:
-        return parts.folders(engine.index).root if engine.index is not None else ""
+    def shown(path: str) -> str:  # strangers are told no folders
+        return engine.places().shown(path) if access.edits else PurePosixPath(path).name
 
     def hits(found: list[Hit]) -> list[dict[str, Any]]:
         # not "path": gradio_client takes that for a file to download
-        common = root()
         return [
-            {"file": parts.shown_path(hit.path, common), "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
-            for hit in found
+            {"file": shown(hit.path), "label": hit.label, "score": round(hit.score, 6), "id": hit.id} for hit in found
         ]
 
     def items(found: list[Item]) -> list[dict[str, str]]:
-        common = root()
-        return [{"file": parts.shown_path(item.path, common), "label": item.label, "id": item.id} for item in found]
+        return [{"file": shown(item.path), "label": item.label, "id": item.id} for item in found]
 
     def where(label: str, folder: str) -> Filter:
-        names = parts.folders(engine.index).names if engine.index is not None else {}
+        names = engine.places().names if access.edits else {}
         if folder and folder not in names:
             raise ValueError(f"No folder {folder!r} in the gallery.")
         return Filter(("" if label == NONE else label,) if label else (), names.get(folder, ""))
@@ -64,7 +61,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         if model and model not in engine.names:
             raise ValueError(f"No model is called {model!r}; there are {', '.join(engine.names)}.")
         number = engine.names.index(model) if model else 0
-        found = engine.classify(look(image), k=int(k), model=number)
+        found = engine.classify(look(image), k=_whole(k, 5), model=number)
         return {
             "model": engine.names[number],
             "predictions": [{"label": name, "probability": round(p, 6)} for name, p in found.ranked],
@@ -72,10 +69,10 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         }
 
     def search(image: str | None, k: float, label: str, folder: str) -> list[dict[str, Any]]:
-        return hits(engine.search(look(image), k=int(k), where=where(label, folder)))
+        return hits(engine.search(look(image), k=_whole(k, 12), where=where(label, folder)))
 
     def similar(ids: list[str], k: float, label: str, folder: str) -> list[dict[str, Any]]:
-        return hits(engine.similar(_texts(ids), k=int(k), where=where(label, folder)))
+        return hits(engine.similar(_texts(ids), k=_whole(k, 12), where=where(label, folder)))
 
     def embed(image: str | None) -> list[float]:
         return [float(value) for value in engine.embed(look(image))]
@@ -84,15 +81,16 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         """Classes of gallery pictures by id; the picture, if given, is classified by the head fitted to them."""
         if not isinstance(examples, dict):
             raise ValueError('Give the examples as {"class": [ids of gallery pictures]}.')
-        pairs = [(str(name), id_) for name, ids in examples.items() for id_ in _texts(ids)]
-        if len(pairs) > 500 or len({name for name, _ in pairs}) < 2:
-            raise ValueError("Teach 2 classes or more, with at most 500 examples in all.")
+        if sum(len(ids) for ids in examples.values() if isinstance(ids, list)) > 10 * MOST_EXAMPLES:
+            raise ValueError(f"At most {MOST_EXAMPLES} examples in all.")
+        pairs = [(str(name), id_) for name, ids in examples.items() for id_ in dict.fromkeys(_texts(ids))]
         vectors = engine.vectors_of([id_ for _, id_ in pairs])
         if len(vectors) != len(pairs):
             raise ValueError(f"{len(pairs) - len(vectors)} of the examples are not in the gallery.")
-        taught = teach(vectors, [name for name, _ in pairs])
+        taught = fitted(vectors, [name for name, _ in pairs])
         told: dict[str, Any] = {
-            "classes": list(taught.head.classes), "leave_one_out_accuracy": taught.accuracy, "chance": taught.chance,
+            "classes": list(taught.head.classes), "leave_one_out_accuracy": taught.accuracy,
+            "measured": taught.measured, "chance": taught.chance,
             "per_class": taught.per_class, "note": taught.note,
         }  # fmt: skip
         if image is not None:
@@ -104,7 +102,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         return told
 
     def about() -> dict[str, Any]:
-        return {name: engine.facts(number) for number, name in enumerate(engine.names)}
+        return {name: about_tab.facts_for(engine, access, number) for number, name in enumerate(engine.names)}
 
     def map_(method: str) -> list[dict[str, Any]]:
         from app.tabs.map import Maps
@@ -121,22 +119,22 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
 
         ids, vectors = index().vectors()
         odd = atlas.outliers(vectors)
-        rows = np.argsort(-odd, kind="stable")[: int(k)]
+        rows = np.argsort(-odd, kind="stable")[: _whole(k, 20)]
         score = {ids[row]: round(float(odd[row]), 6) for row in rows}
         return [{**item, "score": score[item["id"]]} for item in items(index().get([ids[row] for row in rows]))]
 
-    def duplicates() -> list[list[dict[str, str]]]:
-        return [items(index().get(group)) for group in duplicate_groups(engine)]
+    def duplicates(threshold: float) -> list[list[dict[str, str]]]:
+        return [items(index().get(group)) for group in duplicate_groups(engine, threshold=threshold)]
 
     def gallery(offset: float, limit: float, label: str, folder: str) -> dict[str, Any]:
         kept, filter_ = index(), where(label, folder)
-        some = kept.items(offset=int(offset), limit=int(limit), where=filter_)
+        some = kept.items(offset=_whole(offset, 0), limit=_whole(limit, 100), where=filter_)
         return {"count": kept.count(filter_), "pictures": items(some), "facts": kept.facts()}
 
     def gallery_add(image: str | None, label: str) -> dict[str, Any]:
         picture = look(image)
-        record = Record(picture.id, f"upload/{Path(str(image)).name}", label.strip()[:60], picture.thumbnail,
-                        engine.embed(picture))  # fmt: skip
+        path, kind = f"{UPLOADED}{Path(str(image)).name}", labelling.optional_label(label)
+        record = Record(picture.id, path, kind, picture.thumbnail, engine.embed(picture))
         return {"id": picture.id, "added": index().add([record])}
 
     def gallery_add_folder(folder: str) -> dict[str, Any]:
@@ -150,15 +148,14 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         return {"deleted": index().delete(_texts(ids))}
 
     def label_next(count: float) -> list[dict[str, str]]:
-        return items(index().get(labelling.worklist(engine, labelling.labelled_ids(engine, labels), int(count))))
+        return items(index().get(labelling.worklist(engine, labelling.labelled_ids(engine, labels), _whole(count, 20))))
 
     def label_(id: str, label: str) -> dict[str, Any]:
         found = index().get([id])
         if not found:
             raise ValueError(f"{id}: not in the gallery.")
-        given = {**labelling.read_labels(labels), found[0].path: labelling.clean_label(label)}
-        labelling.write_labels(labels, given)
-        return {"labels": len(given)}
+        labelling.give_label(engine, labels, found[0], label)
+        return {"labels": len(labelling.read_labels(labels))}
 
     def picture() -> gr.Image:
         image = gr.Image(type="filepath", label="image", visible=False)
@@ -188,7 +185,8 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         "map": (map_, [gr.Radio(["pca", "tsne"], value="pca", label="method", visible=False)],
                 "The gallery in two dimensions."),
         "outliers": (outliers, [number("k", 20, 1000)], "The pictures least like their nearest neighbours."),
-        "duplicates": (duplicates, [], "Groups of near-duplicates."),
+        "duplicates": (duplicates, [gr.Number(ALIKE, label="threshold", minimum=-1, maximum=1, visible=False)],
+                       "Groups of near-duplicates: cosines with the first of the group."),
         "gallery": (gallery, [number("offset", 0, 10**9, 0), number("limit", 100, 1000), text("label"), text("folder")],
                     "A part of the gallery, in the order of adding."),
         "gallery_add": (gallery_add, [picture(), text("label")], "Add a picture."),
@@ -210,6 +208,11 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         )
 
 
+def _whole(value: float | None, otherwise: int) -> int:
+    """A number of the API; what is left out or no number is the default."""
+    return int(value) if value is not None and np.isfinite(value) else otherwise
+
+
 def _texts(values: Any) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError("Give ids as a list of texts.")
@@ -225,7 +228,7 @@ def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*arguments)
         except Busy:
             raise gr.Error(BUSY, print_exception=False) from None
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        except (ValueError, OSError) as error:
+            raise gr.Error(said(error), print_exception=False) from None
 
     return call

@@ -12,6 +12,7 @@ import numpy as np
 from app.batching import Batcher
 from app.gallery import thumbnail
 from app.index import Filter, Hit, Index
+from app.places import Places, places
 from app.uploads import read_upload
 from export.runtime import OnnxModel, softmax
 from zoo.transforms import ImageLike, read_image
@@ -19,6 +20,7 @@ from zoo.transforms import ImageLike, read_image
 BUNDLED = "r18_1x.imagenette_distilled.onnx"
 NONE_LIKELY = 0.5  # below even odds for its best class, the model is taken not to know; facts may say otherwise
 NO_GALLERY = "There is no gallery to search; start the app with --gallery DIR."
+MOST_EXAMPLES = 60  # gallery pictures that a search can start from
 _READERS = 2  # pictures decoded at a time: one of 25 megapixels takes 75 MB for as long as that
 
 
@@ -71,6 +73,7 @@ class Engine:
         self.names = _names(self.models)
         self.labels, self.none_likely_below = self.labels_of(), self.threshold_of()
         self._batchers = [Batcher(one, waiting=waiting) for one in self.models]
+        self._places: tuple[int, Places] | None = None
         self._reading = threading.BoundedSemaphore(_READERS)
 
     def close(self) -> None:
@@ -115,10 +118,13 @@ class Engine:
     # The gallery
 
     def search(self, image: "ImageLike | Picture", *, k: int = 12, where: Filter | None = None) -> list[Hit]:
-        """The ``k`` most similar gallery pictures. Raises ValueError for an unreadable image, or without a gallery."""
+        """The ``k`` most similar gallery pictures, without their thumbnails (``Index.thumbnail`` has them).
+
+        Raises ValueError for an unreadable image, or without a gallery.
+        """
         if self.index is None:
             raise ValueError(NO_GALLERY)
-        return self.index.search(self.embed(image), k, where=where or Filter())
+        return self.index.search(self.embed(image), k, where=where or Filter(), thumbnails=False)
 
     def similar(self, ids: Sequence[str], *, k: int = 12, where: Filter | None = None) -> list[Hit]:
         """The ``k`` gallery pictures most like these of the gallery, by the mean of their directions; without them.
@@ -127,19 +133,28 @@ class Engine:
         """
         if self.index is None:
             raise ValueError(NO_GALLERY)
+        if len(ids) > MOST_EXAMPLES:
+            raise ValueError(f"{len(ids)} pictures at a time are too many; give at most {MOST_EXAMPLES}.")
         found = self.vectors_of(ids)
         if not len(found):
             raise ValueError("These pictures are no longer in the gallery; choose others.")
-        hits = self.index.search(found.mean(0), k + len(found), where=where or Filter())
+        hits = self.index.search(found.mean(0), k + len(found), where=where or Filter(), thumbnails=False)
         return [hit for hit in hits if hit.id not in set(ids)][:k]
 
     def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
         """Unit vectors (n, D) of those of these pictures that are in the gallery."""
         if self.index is None:
             return np.empty((0, self.model.feature_width), np.float32)
-        kept, matrix = self.index.vectors()
-        rows = {id_: row for row, id_ in enumerate(kept)}
-        return matrix[[rows[id_] for id_ in ids if id_ in rows]]
+        return self.index.vectors_of(ids)
+
+    def places(self) -> Places:
+        """The gallery's folders, read anew when it has changed."""
+        if self.index is None:
+            return places(())
+        version = self.index.version()
+        if self._places is None or self._places[0] != version:
+            self._places = version, places(self.index.folders())
+        return self._places[1]
 
     # The models
 

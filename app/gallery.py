@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from app.index import DELETED, FileState, Index, Record, open_index
 from app.pictures import drawn_folder
+from app.uploads import pillow_is_restricted
 from export.runtime import CHUNK, OnnxModel
 from zoo.files import cache_dir
 from zoo.folders import endings, walk
@@ -84,7 +85,8 @@ def _look(path: str, model: OnnxModel, known: Callable[[str, str], bool]) -> _Se
         pixels = read_image(path)
         return _Seen(digest, thumbnail(pixels), model.prepare(pixels))
     except (ValueError, OSError) as error:
-        return _Unreadable(" ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__, True)
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+        return _Unreadable(reason, not pillow_is_restricted())  # another process may read what a server must not
     except MemoryError:
         return _Unreadable("too large for the memory that is left", False)
 

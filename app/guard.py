@@ -63,6 +63,8 @@ _ROUTES = {
 _PATTERNS = [(kind, method, re.compile(path)) for kind, routes in _ROUTES.items() for method, path in routes]
 _LONGEST_PATH, _LONGEST_HEAD = 2048, 16_384
 
+_BY_PROXIES = ("forwarded", "x-forwarded-for", "x-real-ip")  # what they add for others' requests
+
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -143,6 +145,12 @@ class Guard:
         host = headers.get("host", "")
         if self.local and not is_loopback(_hostname(host)):
             return kind, (403, "host", "This page answers only to names of its own machine, such as 127.0.0.1.")
+        if self.local and any(name in headers for name in _BY_PROXIES):
+            return kind, (403, "proxy", "Behind a proxy this page must be started with --public or --auth.")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return kind, (400, "length", "A request has one length.")
+        if path == "/logout" and headers.get("sec-fetch-site") == "cross-site":
+            return kind, (403, "origin", "Pages of other hosts may not use this one.")
         if not matching or len(path) > _LONGEST_PATH or (".." in path and kind == "static"):
             return kind, (404, "not_found", "There is nothing here.")
         if len(query) + sum(len(name) + len(value) for name, value in headers.raw) > _LONGEST_HEAD:
@@ -245,6 +253,7 @@ class Guard:
             headers["x-frame-options"] = "SAMEORIGIN"
         if is_file:
             headers["cache-control"] = "private, max-age=3600"
+        headers.setdefault("cache-control", "private, no-cache")
         if message["status"] in (429, 503):
             headers["retry-after"] = "1"
 

@@ -109,6 +109,10 @@ class Index(Protocol):
         """The ids of all pictures in the order of adding, and their unit vectors, float32 (N, D), not to be written."""
         ...
 
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        """The unit vectors of the pictures of these ids that there are, in the order asked, float32 (n, D)."""
+        ...
+
     def labels(self) -> dict[str, int]:
         """How many pictures bear each label, by label; "" are those without."""
         ...

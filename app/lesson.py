@@ -1,10 +1,14 @@
 """Classes that a visitor makes up, with a few examples each: kept for the session, fitted at every change."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from app.batching import Busy
 from export.embeddings import normalise
 from export.head_file import save_head, taught_facts
 from export.heads import Taught, for_length, probabilities, teach
@@ -13,6 +17,8 @@ from export.runtime import OnnxModel
 MOST_CLASSES = 50
 MOST_EXAMPLES = 500  # of all classes together: a session's examples are kept in memory
 LONGEST_NAME = 60
+PATIENCE = 5.0  # seconds to wait for a turn at the arithmetic
+_TURNS = threading.BoundedSemaphore(2)
 
 
 class Example(NamedTuple):
@@ -72,22 +78,50 @@ def add_examples(lesson: Lesson, examples: list[Example]) -> Lesson:
     return lesson._replace(classes={**kept, lesson.active: kept[lesson.active] + unique})
 
 
+def check_room(lesson: Lesson, count: int) -> None:
+    """Raise ValueError if ``count`` new examples are more than a session keeps, so that none need be read."""
+    if len(lesson.examples()) + count > MOST_EXAMPLES:
+        raise ValueError(f"A lesson has at most {MOST_EXAMPLES} examples; remove some, or upload fewer.")
+
+
 def remove_example(lesson: Lesson, id_: str) -> Lesson:
     kept = {name: tuple(one for one in some if one.id != id_) for name, some in lesson.classes.items()}
     return lesson._replace(classes=kept)
 
 
 def fit(lesson: Lesson) -> Taught | None:
-    """The head of the classes that have examples; None while fewer than two have."""
+    """The head of the classes that have examples; None while fewer than two have. Raises Busy."""
     examples = lesson.examples()
     if len({name for name, _ in examples}) < 2:
         return None
-    return teach(np.stack([example.vector for _, example in examples]), [name for name, _ in examples])
+    return fitted(np.stack([example.vector for _, example in examples]), [name for name, _ in examples])
+
+
+def fitted(vectors: np.ndarray, labels: list[str]) -> Taught:
+    """``export.heads.teach``, for as many at a time as there is room for.
+
+    Raises ValueError for more classes or examples than a lesson has, and as ``teach`` does; Busy when others wait.
+    """
+    if len(labels) > MOST_EXAMPLES or not 2 <= len(set(labels)) <= MOST_CLASSES:
+        raise ValueError(f"Teach 2 to {MOST_CLASSES} classes, with at most {MOST_EXAMPLES} examples in all.")
+    with _turn():
+        return teach(vectors, labels)
 
 
 def answers(taught: Taught, vectors: np.ndarray) -> np.ndarray:
-    """Probabilities (N, classes) of the taught classes for features (N, D) of any length."""
-    return probabilities(taught.head, normalise(vectors))
+    """Probabilities (N, classes) of the taught classes for features (N, D) of any length. Raises Busy."""
+    with _turn():
+        return probabilities(taught.head, normalise(vectors))
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    if not _TURNS.acquire(timeout=PATIENCE):
+        raise Busy("Others are teaching just now; try again in a few seconds.")
+    try:
+        yield
+    finally:
+        _TURNS.release()
 
 
 def save(lesson: Lesson, taught: Taught, student: OnnxModel, folder: Path) -> Path:

@@ -30,6 +30,7 @@ from app.index import (
     unit_query,
     unit_rows,
 )
+from export.embeddings import normalise
 
 FORMAT = "simclrv2-gallery-2"
 TOKEN = "SIMCLR_MILVUS_TOKEN"  # the environment variable that holds "user:password" or an API key
@@ -321,6 +322,11 @@ class MilvusIndex:
         matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
         matrix.flags.writeable = False
         return [rows[place][1] for place in order], matrix
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        rows = self._rows(map(_key, ids), ["vector"])
+        kept = [np.array(rows[key]["vector"], np.float32) for key in map(_key, ids) if key in rows]
+        return normalise(np.stack(kept)) if kept else np.empty((0, self.dimension), np.float32)
 
     def facts(self) -> dict[str, Any]:
         unreadable = sum(state.problem not in ("", DELETED) for state in self.files().values())

@@ -5,13 +5,15 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import gradio as gr
 
 from app.engine import Classification
-from app.index import UPLOADED, Hit, Index, Item
+from app.index import Hit, Item
 
 _SCRIPTS = Path(__file__).with_name("js")
+_LONGEST_ID = 256  # letters; a picture's id has 64, a label of a gallery's folder as many as a file's name may have
 
 
 class Card(NamedTuple):
@@ -35,10 +37,14 @@ def panel(value: str = "", *, name: str, script_name: str = "clicks", **props: A
 
 
 def clicked(event: gr.EventData) -> tuple[str, str]:
-    """Action and id of a panel's event; empty where the client sent something else."""
+    """Action and id of a panel's event; empty where the client sent something else. States keep ids, so they are
+    short."""
     data = event._data if isinstance(event._data, dict) else {}
-    action, id_ = data.get("action"), data.get("id")
-    return (action if isinstance(action, str) else ""), (id_ if isinstance(id_, str) else "")
+    action, id_ = (
+        value if isinstance(value := data.get(name), str) and len(value) <= _LONGEST_ID else ""
+        for name in ("action", "id")
+    )
+    return action, id_
 
 
 def hint(text: str) -> str:
@@ -59,7 +65,7 @@ def data_uri(jpeg: bytes) -> str:
 
 def thumb(id_: str) -> str:
     """Where the server has the small picture of a gallery picture, relative to the page."""
-    return f"thumbs/{id_}.jpg"
+    return f"thumbs/{quote(id_, safe='')}.jpg"
 
 
 def called(item: Item | Hit) -> str:
@@ -172,41 +178,3 @@ def number(name: str, value: int | float) -> str:
     if name in _PERCENT and 0 <= value <= 1:
         return f"{value:.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-
-
-# Folders of a gallery, without what all have in common
-
-
-class Folders(NamedTuple):
-    """The folders of a gallery's pictures as people see them, name -> full path, and the part they have in common."""
-
-    names: dict[str, str]
-    root: str
-
-
-def folders(index: Index) -> Folders:
-    """Names are relative to the deepest folder that holds all; a name stands for itself and what lies below. Pictures
-    that came through the page make a folder of their own."""
-    given = [folder for folder in index.folders() if folder]
-    uploads = {folder: folder for folder in given if f"{folder}/" == UPLOADED}
-    paths = [PurePosixPath(folder) for folder in given if folder not in uploads]
-    root = PurePosixPath(_common([path.parts for path in paths]))
-    inside = {path for full in paths for path in (full, *full.parents) if root in path.parents}
-    return Folders({path.relative_to(root).as_posix(): str(path) for path in sorted(inside)} | uploads, root.as_posix())
-
-
-def _common(paths: Sequence[tuple[str, ...]]) -> str:
-    same: list[str] = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        same.append(parts[0])
-    return str(PurePosixPath(*same)) if same else ""
-
-
-def shown_path(path: str, root: str) -> str:
-    """A picture's path as people see it: below the gallery's common folder, never the machine's own."""
-    try:
-        return PurePosixPath(path).relative_to(root).as_posix() if root not in ("", ".") else path
-    except ValueError:
-        return PurePosixPath(path).name

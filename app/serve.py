@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from app.access import Access, access_for, accounts, told
 from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
+from app.guard import Limits
 from app.pictures import DRAWN, drawn_folder
 from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
@@ -30,6 +31,7 @@ from zoo.files import cache_dir
 FIRST_PORT, PORTS = 7860, 100
 _CONNECTIONS = 1000  # open at a time; beyond that, 503 at once
 _HEADER_BYTES, _HEADER_SECONDS = 16_384, 15.0
+_MANY = 500_000_000  # bytes of one upload of many pictures, to a page that may be edited
 _HUGGING_FACE = "https://huggingface.co"  # shows Spaces in a frame
 
 
@@ -104,7 +106,10 @@ def application(
     page = ui.build(engine, access, examples=[pictures / name / "1.jpg" for name in DRAWN], labels=labels)
     look = server.Look(theme=theme.theme(), css=theme.css(), favicon=theme.favicon(folder / "favicon.png"))
     frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
-    return server.create_app(engine, access, page=page, look=look, auth=auth, uploads=uploads, frames=frames)
+    limits = Limits(upload=_MANY, held=2 * _MANY, seconds=600) if access.edits else Limits()
+    return server.create_app(
+        engine, access, page=page, look=look, auth=auth, uploads=uploads, frames=frames, limits=limits
+    )
 
 
 def be_quiet(folder: Path) -> Path:

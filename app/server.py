@@ -36,6 +36,7 @@ KEPT = 3600  # seconds that uploads and results stay on disk
 KEPT_BYTES = 1_000_000_000  # of them together; the oldest go first
 SESSIONS = 1000  # visitors whose state is kept, the latest
 QUEUED = 64  # calls of the page that wait
+UNREAD, UNREAD_OF_ONE = 2000, 300  # messages that wait for visitors to read them; a call makes three or more
 MOST_CLASSES, MOST_HITS = 1000, 100
 _TIDY = 30  # seconds between clean-ups
 _STATUS = {"empty": 400, "too_large_file": 413, "too_many_pixels": 413, "format": 415}  # of refusals; else 422
@@ -113,12 +114,16 @@ def _add_health(app: FastAPI, engine: Engine) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
+    own: list[anyio.CapacityLimiter] = []  # made in the event loop: a thread that visitors cannot take
+
     @app.get("/readyz")
     async def readyz() -> Response:
         """The models have passed their self-tests, or there would be no engine; the gallery must still answer."""
         try:
+            if not own:
+                own.append(anyio.CapacityLimiter(1))
             if engine.index is not None:
-                await anyio.to_thread.run_sync(engine.index.count)
+                await anyio.to_thread.run_sync(engine.index.count, limiter=own[0])
         except Exception:  # whatever it is, it is not ready
             return JSONResponse({"status": "the gallery does not answer"}, status_code=503)
         return JSONResponse({"status": "ready"})
@@ -157,16 +162,20 @@ def _add_api(app: FastAPI, engine: Engine, access: Access, signed_in: Callable[[
         return route
 
     async def classify(request: Request) -> Any:
-        k, model = _number(request, "k", 5, MOST_CLASSES), _number(request, "model", 0, len(engine.models) - 1, least=0)
-        content, name = await _picture(request)
-        ranked, none_likely = await work(lambda: engine.classify(engine.look(content, name=name), k=k, model=model))
-        classes = [{"label": label, "probability": round(probability, 6)} for label, probability in ranked]
-        return {"classes": classes, "none_likely": bool(none_likely)}
+        k, name = _number(request, "k", 5, MOST_CLASSES), request.query_params.get("model", engine.names[0])
+        if name not in engine.names:
+            raise Failure(400, "invalid", f"model is one of {', '.join(engine.names)}.")
+        model = engine.names.index(name)
+        content, file = await _picture(request)
+        found = await work(lambda: engine.classify(engine.look(content, name=file), k=k, model=model))
+        predictions = [{"label": one.label, "probability": round(one.probability, 6)} for one in found.ranked]
+        return {"model": name, "predictions": predictions, "none_likely": bool(found.none_likely)}
 
     async def embed(request: Request) -> Any:
         content, name = await _picture(request)
         features = await work(lambda: engine.embed(engine.look(content, name=name)))
-        return {"features": [float(value) for value in features], "model": engine.models[0].fingerprint}
+        told = {"model": engine.names[0], "sha256": engine.models[0].fingerprint}
+        return told | {"features": [float(value) for value in features]}
 
     async def search(request: Request) -> Any:
         if engine.index is None:
@@ -184,7 +193,10 @@ def _add_api(app: FastAPI, engine: Engine, access: Access, signed_in: Callable[[
         gallery = dict(told[0]["gallery"])
         if access.public:
             gallery = {name: value for name, value in gallery.items() if isinstance(value, int | float | bool)}
-        return {"models": [{"model": one["model"], "facts": one["facts"]} for one in told], "gallery": gallery}
+        models = {
+            name: {"model": one["model"], "facts": one["facts"]} for name, one in zip(engine.names, told, strict=True)
+        }
+        return {"models": models, "gallery": gallery}
 
     async def thumbnail(request: Request) -> Any:
         name, found = request.path_params["name"], None
@@ -311,11 +323,39 @@ def _mount(app: FastAPI, page: gr.Blocks, look: Look, *, sign_in: Any) -> routes
         favicon_path=str(look.favicon) if look.favicon else None,
     )
     page.has_launched = True  # else what a callback returns as a file is not checked
+    _bound_unread(page)
     found = [getattr(route, "app", None) for route in app.routes]
     mounted: routes.App = next(one for one in found if isinstance(one, routes.App))
     mounted.state_holder = Sessions()
     mounted.state_holder.set_blocks(page)
     return mounted
+
+
+def _bound_unread(page: gr.Blocks) -> None:
+    """Keep no more answers than that for visitors who call and do not come for them; Gradio would keep them all."""
+    queue = page._queue
+    push = queue.push
+
+    async def bounded_push(body: Any, request: Any, username: Any = None) -> tuple[bool, Any, Any]:
+        waiting = queue.pending_messages_per_session
+        mine = waiting.get(body.session_hash)
+        if mine is not None and mine.qsize() >= UNREAD_OF_ONE:
+            return False, "Read the answers to your other calls first.", "queue_full"
+        unread = sum(messages.qsize() for messages in waiting.values())
+        for session, messages in list(waiting.items()) if unread > UNREAD else ():  # the oldest first
+            if unread <= UNREAD // 2:
+                break
+            unread -= messages.qsize()
+            while not messages.empty():
+                messages.get_nowait()
+            calls = queue.pending_event_ids_session.get(session, set())
+            if not any(call in queue.event_ids_to_events for call in calls):
+                waiting.pop(session, None)
+                queue.pending_event_ids_session.pop(session, None)
+        pushed: tuple[bool, Any, Any] = await push(body=body, request=request, username=username)
+        return pushed
+
+    queue.push = bounded_push
 
 
 def _take_uploads_only(page: gr.Blocks) -> None:
@@ -364,22 +404,31 @@ def _uploads_only(data: Any, folder: Path) -> bool:
 
 
 class _Started:
-    """ASGI middleware: applications that mount this one do not start it, so the first request does."""
+    """ASGI middleware: applications that mount this one do not start it, so the first request does. It ends with the
+    event loop."""
 
     def __init__(self, app: Any, *, start: Callable[[Any], Any], app_of: FastAPI) -> None:
         self.app, self.start, self.app_of = app, start, app_of
-        self.starting: asyncio.Lock | None = None
-        self.running: Any = None  # kept: a context that is thrown away ends
+        self.started: asyncio.Future[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and self.running is None:
-            self.starting = self.starting or asyncio.Lock()
-            async with self.starting:
-                if self.running is None:
-                    context = self.start(self.app_of)
-                    await context.__aenter__()
-                    self.running = context
+        if scope["type"] == "http":
+            if self.started is None:
+                self.started = asyncio.get_running_loop().create_future()
+                self.task = asyncio.create_task(self._run(self.started))
+            await asyncio.shield(self.started)
         await self.app(scope, receive, send)
+
+    async def _run(self, started: "asyncio.Future[None]") -> None:
+        try:
+            async with self.start(self.app_of):
+                started.set_result(None)
+                await asyncio.Event().wait()
+        except Exception as error:
+            if started.done():
+                raise
+            started.set_exception(error)
 
 
 def _once(

@@ -29,6 +29,7 @@ from app.index import (
     unit_query,
     unit_rows,
 )
+from export.embeddings import normalise
 
 FORMAT = "simclrv2-gallery-2"
 OLDER = ("simclrv2-gallery-1",)
@@ -92,7 +93,9 @@ class SqliteIndex:
         self._rows: _Rows | None = None
         self._labels: dict[str, int] = {}
         self._folders: dict[str, int] = {}
-        self._database, self.read_only = _connect(self.path, create=create)
+        self._database, self.read_only = _connect(
+            self.path, create=create, page=_page_size(dimension * DTYPES[vectors].itemsize)
+        )
         try:
             with _told(self.path):
                 stored = self._made(vectors) if create and not self.read_only else _meta(self._database)
@@ -266,6 +269,13 @@ class SqliteIndex:
         matrix = rows.matrix[: rows.used]
         matrix.flags.writeable = False
         return ids, matrix
+
+    def vectors_of(self, ids: Sequence[str]) -> np.ndarray:
+        statement = "SELECT id, vector FROM images JOIN vectors USING (number) WHERE id IN (...)"
+        with self._reading() as database:
+            found = dict(_for_each(database, statement, list(dict.fromkeys(ids))))
+        kept = [np.frombuffer(found[id_], self._dtype) for id_ in ids if id_ in found]
+        return normalise(np.stack(kept)) if kept else np.empty((0, self.dimension), np.float32)
 
     def _hits(self, numbers: np.ndarray, scores: np.ndarray, where: Filter, *, thumbnails: bool) -> list[Hit]:
         """The pictures of these numbers that still are as they were found."""
@@ -563,7 +573,15 @@ def _checked(path: Path, stored: dict[str, str]) -> tuple[str, int]:
         ) from None
 
 
-def _connect(path: Path, *, create: bool) -> tuple[sqlite3.Connection, bool]:
+def _page_size(width: int) -> int:
+    """Bytes of a new file's pages that vectors of ``width`` bytes fill; of 8,192 one of 4,096 leaves half empty."""
+    for page in (8192, 16_384):
+        if (page - 64) // (width + 16) * width > 0.7 * page:
+            return page
+    return 8192  # wider ones run over several pages
+
+
+def _connect(path: Path, *, create: bool, page: int = 8192) -> tuple[sqlite3.Connection, bool]:
     """A connection, and whether it can only read."""
     if path.is_dir():
         raise ValueError(f"{path}: a folder, not an index; give a file such as {path / 'pictures.sqlite'}.")
@@ -580,7 +598,7 @@ def _connect(path: Path, *, create: bool) -> tuple[sqlite3.Connection, bool]:
         if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
             database = _opened(path.as_posix(), uri=False)
             try:
-                _use_wal(database)
+                _use_wal(database, page)
             except BaseException:
                 database.close()
                 raise
@@ -600,9 +618,9 @@ def _opened(where: str, *, uri: bool) -> sqlite3.Connection:
     return sqlite3.connect(where, timeout=PATIENCE, check_same_thread=False, isolation_level=None, uri=uri)
 
 
-def _use_wal(database: sqlite3.Connection) -> None:
+def _use_wal(database: sqlite3.Connection, page: int) -> None:
     """Write-ahead log, synced. Asks again while others do the same: SQLite does not wait for this lock."""
-    database.execute("PRAGMA page_size = 8192")  # of a new file: several vectors fit on a page
+    database.execute(f"PRAGMA page_size = {page}")  # of a new file
     until = time.monotonic() + PATIENCE
     while True:
         try:

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def build(
             with gr.Tab("Classify", id="classify"):
                 first = classify.build(engine, examples=examples, credit=credit)
             with gr.Tab("Search", id="search") as searching:
-                found = search.build(engine)
+                found = search.build(engine, access)
             with gr.Tab("Teach", id="teach") as teaching:
                 lesson = teach.build(engine, access)
             if edits:
@@ -45,9 +46,9 @@ def build(
                 with gr.Tab("Label", id="label") as labelling:
                     begin = label.build(engine, labels.absolute())
                 with gr.Tab("Gallery", id="gallery-tab") as listing:
-                    show = gallery.build(engine)
-            with gr.Tab("About", id="about"):
-                about.build(engine)
+                    show, filters = gallery.build(engine)
+            with gr.Tab("About", id="about") as telling:
+                facts = about.build(engine, access)
 
         def open_search(event: gr.EventData) -> tuple[search.Query, Any]:
             return search.Query(ids=(parts.clicked(event)[1],)), gr.Tabs(selected="search")
@@ -56,15 +57,15 @@ def build(
             panel.select(open_search, None, [found.query, tabs], **QUICK).then(
                 found.run, found.inputs, found.outputs, **QUICK
             )
-        quick = [(searching, (found.run, found.inputs, found.outputs)), (teaching, lesson)]
+        quick = [(searching, (found.run, found.inputs, found.outputs)), (teaching, lesson), (telling, facts)]
         long = []
         if edits:
             quick.append((listing, show))
+            for tab, controls in ((searching, found.filters), (listing, filters)):  # the gallery may have changed
+                quick.append((tab, (partial(search.refresh, engine), controls, controls)))
             long = [(mapping, draw), (labelling, begin)]
         for tab, (run, inputs, outputs) in quick:
             tab.select(run, inputs, outputs, **QUICK)
-        if edits:  # labels and folders may have come
-            searching.select(lambda: search.refresh(engine), None, found.inputs[2:4], **QUICK)
         for tab, (run, inputs, outputs) in long:
             tab.select(run, inputs, outputs, **LONG)
         endpoints.add(engine, access, labels=labels.absolute())

@@ -153,6 +153,13 @@ def restrict_pillow() -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+def pillow_is_restricted() -> bool:
+    """Whether ``restrict_pillow`` was called in this process."""
+    from PIL import Image
+
+    return Image.register_open is _register_allowed
+
+
 def _register_allowed(id: str, factory: Any, accept: Any = None) -> None:
     """In place of ``Image.register_open``: whatever is not allowed is not registered."""
     from PIL import Image

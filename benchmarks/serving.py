@@ -6,6 +6,7 @@
 The server runs on one core, this generator on another (Linux: sched_setaffinity, /proc). Closed loop: so many askers,
 each with one request at a time; open loop: requests arrive at random (Poisson), whether others are answered or not.
 Every answer is compared with the one computed beforehand, without the server. Without --images, pictures are drawn.
+Wants two quiet cores: what others take of the server's is told, and is missing from the capacity.
 """
 
 import argparse
@@ -87,6 +88,15 @@ class Server:
             int(status["VmRSS"].split()[0]) / 1000, int(status["Threads"]), len(list((place / "fd").iterdir())), cached
         )
 
+    def cpu(self) -> tuple[float, float]:
+        """Seconds that the server has computed, and that its core has been busy, with whatever."""
+        mine = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        lines = Path("/proc/stat").read_text().splitlines()
+        core = next(line for line in lines if line.startswith(f"cpu{SERVER_CORE} ")).split()[1:]
+        tick = os.sysconf("SC_CLK_TCK")
+        idle = int(core[3]) + int(core[4])
+        return (int(mine[11]) + int(mine[12])) / tick, (sum(map(int, core[:8])) - idle) / tick
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
@@ -148,7 +158,7 @@ async def classify(port: int, known: Known) -> Asked:
     seconds = time.perf_counter() - started
     if status != 200:
         return Asked(status, seconds, status in (429, 503))
-    found = {entry["label"]: entry["probability"] for entry in json.loads(body)["classes"]}
+    found = {entry["label"]: entry["probability"] for entry in json.loads(body)["predictions"]}
     right = found.keys() == known.probabilities.keys()
     return Asked(
         200, seconds, right and all(abs(found[name] - p) <= TOLERANCE for name, p in known.probabilities.items())
@@ -301,7 +311,7 @@ async def measure(server: Server, known: list[Known], *, seconds: float, mixed: 
 
     def say(line: str = "") -> None:
         lines.append(line)
-        print(line, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     await closed(classify, port, known, askers=4, seconds=3)  # warm
     await closed(through_gradio, port, known, askers=2, seconds=2)
@@ -324,12 +334,18 @@ async def measure(server: Server, known: list[Known], *, seconds: float, mixed: 
     say()
     say(f"Capacity: {capacity:.1f} answers a second.")
     say()
-    say("| open loop, /api/classify | asked a second | for | answered | refused | other | wrong ")
-    lines[-1] += "| answers: median, p99 ms | refusals: median, p99 ms | memory MB: before, most, after |"
-    say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    say(
+        "| open loop, /api/classify | asked a second | for | answered | refused | other | wrong "
+        "| answers: median, p99 ms | refusals: median, p99 ms "
+        "| memory MB: before, most, after | the server's core: for it, for others |"
+    )
+    say("| --- " * 11 + "|")
     for share in (0.7, 3.0):
-        held = server.usage()
-        (found, _), seen = await watched(opened(classify, port, known, rate=share * capacity, seconds=seconds), server)
+        held, computed = server.usage(), server.cpu()
+        (found, took), seen = await watched(
+            opened(classify, port, known, rate=share * capacity, seconds=seconds), server
+        )
+        mine, busy = (now - then for now, then in zip(server.cpu(), computed, strict=True))
         back = await recovery(port, known, calm) if share > 1 else 0.0
         await asyncio.sleep(2)
         good = [one for one in found if one.status == 200]
@@ -339,7 +355,8 @@ async def measure(server: Server, known: list[Known], *, seconds: float, mixed: 
             f"| {len(found) - len(good) - len(refused)} | {sum(not one.right for one in found)} "
             f"| {milliseconds(good, 0.5)}, {milliseconds(good, 0.99)} "
             f"| {milliseconds(refused, 0.5)}, {milliseconds(refused, 0.99)} "
-            f"| {held.rss:.0f}, {max(one.rss for one in seen):.0f}, {server.usage().rss:.0f} |"
+            f"| {held.rss:.0f}, {max(one.rss for one in seen):.0f}, {server.usage().rss:.0f} "
+            f"| {mine / took:.0%}, {max(busy - mine, 0) / took:.0%} |"
         )
     say()
     say(f"Latency is back {back:.2f} s after the overload (median in calm {calm * 1e3:.0f} ms).")
@@ -430,13 +447,12 @@ def main() -> None:
         f"errors in its log: {len(complaints)}.",
         "",
     ]
+    print("\n".join([*head, *lines, *complaints[:5]]))
     if options.out is not None:
         from zoo.files import written_whole
 
         with written_whole(options.out) as temporary:
             temporary.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
-    else:
-        print("\n".join(head + complaints[:5]))
 
 
 if __name__ == "__main__":

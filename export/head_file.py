@@ -31,6 +31,7 @@ def taught_facts(taught: Taught) -> dict[str, Any]:
         "examples": taught.examples,
         "leave_one_out": taught.accuracy,
         "leave_one_out_per_class": taught.per_class,
+        "measured": taught.measured,
         "chance": taught.chance,
         "shrinkage": taught.shrinkage,
         "note": taught.note,

@@ -19,6 +19,7 @@ SHRINKAGE = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)  # added to the summed squares of 
 COSINE_SCALE = 8.0  # of cosines as logits, where no example can be left out to choose it by
 LONGEST_NAME = 200  # letters of a class
 _MOST_VALUES = 2**22  # float64 in a block of left-out examples
+_MOST_COPIES = 50  # left out with one example by itself: what this costs grows with their cube
 
 
 class Head(NamedTuple):
@@ -33,14 +34,16 @@ class Taught(NamedTuple):
     """A head, and what is known of it.
 
     ``accuracy``: by leave-one-out, 0 to 1, of the examples that can be left out; None if none can. ``per_class``: the
-    same by class, without the classes it cannot be told of. ``chance``: what naming always the most frequent class
-    would reach. ``examples`` by class. ``length``: the median length of the vectors taught, for which the head's
-    probabilities hold (``for_length``). ``shrinkage``: the one chosen. ``note``: for people, what to mind.
+    same by class, without the classes it cannot be told of. ``measured``: how many examples that was, and ``chance``
+    what naming always the most frequent class of them would reach. ``examples`` by class. ``length``: the median length
+    of the vectors taught, for which the head's probabilities hold (``for_length``). ``shrinkage``: the one chosen.
+    ``note``: for people, what to mind.
     """
 
     head: Head
     accuracy: float | None
     per_class: dict[str, float]
+    measured: int
     chance: float
     examples: dict[str, int]
     length: float
@@ -142,7 +145,8 @@ def left_out_scores(
     NaN where it cannot be left out; and how many examples are left out with it, int64 (N,), itself included.
 
     ``vectors`` (N, D), ``classes`` int64 (N,). Left out with an example are those of its class whose cosine with it is
-    ``duplicates`` or more: copies would vouch for each other. Then means and scatter are those of the rest, exactly:
+    ``duplicates`` or more: copies would vouch for each other. (Where one has more than 50, the copies of its copies
+    are left out too, and so on: all at once, for all of them.) Then means and scatter are those of the rest, exactly:
     of the scatter a matrix of low rank is taken away (Woodbury), which costs next to nothing. An example cannot be left
     out if none of its class is left.
     """
@@ -152,6 +156,11 @@ def left_out_scores(
     together = (unit @ unit.T >= duplicates) & (classes == classes[:, None])  # (N, N)
     np.fill_diagonal(together, True)
     size = together.sum(1)
+    if size.max() > _MOST_COPIES:
+        heap = _heaps(together)
+        large = np.isin(heap, heap[size > _MOST_COPIES])
+        together[large] = heap[large, None] == heap
+        size = together.sum(1)
     left = np.bincount(classes)[classes] - size
     scores = np.full((len(shrinkage), len(unit), count), np.nan)
     for some in np.unique(size[left > 0]):
@@ -160,37 +169,60 @@ def left_out_scores(
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
             groups = np.nonzero(together[part])[1].reshape(len(part), some)
+            groups, first, of = np.unique(groups, axis=0, return_index=True, return_inverse=True)
+            own = part[first]
             for place, strength in enumerate(shrinkage):
-                scores[place, part] = _without(fitted, part, groups, classes[part], left[part], strength)
+                scores[place, part] = _without(fitted, part, groups, of.reshape(-1), classes[own], left[own], strength)
     return scores, size
 
 
+def _heaps(together: np.ndarray) -> np.ndarray:
+    """For each of N examples the first that is linked with it, over any number of links (N, N)."""
+    heap = np.arange(len(together))
+    while True:
+        least = np.where(together, heap, len(heap)).min(1)
+        least = least[least]
+        if (least == heap).all():
+            return heap
+        heap = least
+
+
 def _without(
-    fitted: _Fitted, rows: np.ndarray, groups: np.ndarray, own: np.ndarray, left: np.ndarray, shrinkage: float
+    fitted: _Fitted,
+    rows: np.ndarray,
+    groups: np.ndarray,
+    of: np.ndarray,
+    own: np.ndarray,
+    left: np.ndarray,
+    shrinkage: float,
 ) -> np.ndarray:
-    """Scores (B, C) of examples ``rows`` by heads without their ``groups`` (B, G), all of the class ``own`` (B,), of
-    which ``left`` (B,) examples stay.
+    """Scores (B, C) of examples ``rows`` by heads without their ``groups`` (U, G), of which theirs is number ``of``
+    (B,); all of a group are of the class ``own`` (U,), of which ``left`` (U,) examples stay.
 
     With d the offsets of a group from the class mean m and s their sum, what stays has the mean m - s / left, and the
     scatter is smaller by the squares of d and of s / sqrt(left).
     """
     metric = shrinkage / (fitted.scatter + shrinkage)
-    off = fitted.off[groups]  # (B, G, R)
+    off = fitted.off[groups]  # (U, G, R)
     root = np.sqrt(left)[:, None]
-    gone = np.concatenate([off, (off.sum(1) / root)[:, None]], axis=1)  # (B, G + 1, R)
+    gone = np.concatenate([off, (off.sum(1) / root)[:, None]], axis=1)  # (U, G + 1, R)
     weighed = gone * metric
-    each = np.arange(len(rows))
-    gone_gone = weighed @ gone.transpose(0, 2, 1)  # (B, G + 1, G + 1)
-    gone_mean = weighed @ fitted.means.T  # (B, G + 1, C)
-    gone_x = (weighed @ fitted.x[rows][:, :, None])[:, :, 0]  # (B, G + 1)
-    x_mean = (fitted.x[rows] * metric) @ fitted.means.T  # (B, C)
-    mean_mean = np.repeat(((fitted.means**2) @ metric)[None], len(rows), axis=0)  # (B, C)
+    each = np.arange(len(groups))
+    gone_gone = weighed @ gone.transpose(0, 2, 1)  # (U, G + 1, G + 1)
+    gone_mean = weighed @ fitted.means.T  # (U, G + 1, C)
+    mean_mean = np.repeat(((fitted.means**2) @ metric)[None], len(groups), axis=0)  # (U, C)
     mean_mean[each, own] += -2 * gone_mean[each, -1, own] / root[:, 0] + gone_gone[:, -1, -1] / left
-    x_mean[each, own] -= gone_x[:, -1] / root[:, 0]
     gone_mean[each, :, own] -= gone_gone[:, :, -1] / root
     inner = shrinkage * np.eye(gone.shape[1]) - gone_gone
-    solved = np.linalg.solve(inner, gone_mean)  # (B, G + 1, C)
-    return (x_mean + (gone_x[:, :, None] * solved).sum(1)) / _root(mean_mean + (gone_mean * solved).sum(1))
+    solved = np.linalg.solve(inner, gone_mean)  # (U, G + 1, C)
+    lengths = _root(mean_mean + (gone_mean * solved).sum(1))  # (U, C)
+    found = (fitted.x[rows] * metric) @ fitted.means.T  # (B, C)
+    for group in each:
+        mine = np.flatnonzero(of == group)
+        gone_x = fitted.x[rows[mine]] @ weighed[group].T  # (., G + 1)
+        found[mine, own[group]] -= gone_x[:, -1] / root[group]
+        found[mine] = (found[mine] + gone_x @ solved[group]) / lengths[group]
+    return found
 
 
 # ---- how sure --------------------------------------------------------------------------------------------------------
@@ -265,7 +297,8 @@ def teach(vectors: np.ndarray, labels: Sequence[str], *, duplicates: float = NEA
         head=head,
         accuracy=float(right[counted].mean()) if counted.any() else None,
         per_class=per_class,
-        chance=float(examples.max() / examples.sum()),
+        measured=int(counted.sum()),
+        chance=float(np.bincount(classes[counted]).max() / counted.sum()) if counted.any() else 0.0,
         examples=dict(zip(names, examples.tolist(), strict=True)),
         length=length,
         shrinkage=strength,

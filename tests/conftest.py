@@ -1,8 +1,11 @@
 """What many tests share: recorded TensorFlow values, a tiny model, a few small images."""
 
+import asyncio
+import gc
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +21,16 @@ REFERENCE = Path(__file__).parent / "reference"
 TINY = zoo.Spec(depth=18, width=1 / 16)
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and results do not depend on the machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_gradio_leaves_open() -> Iterator[None]:
+    """Gradio and its client make event loops and close none: they are collected here, where nobody minds."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.set_event_loop(None)
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -114,6 +114,8 @@ def test_tsne_keeps_heaps_together() -> None:
         distance = ((found - found[row]) ** 2).sum(1)
         distance[row] = np.inf
         assert heap[distance.argmin()] == heap[row]
+    assert not flat(np.ones((20, 4)), method="tsne").any()
+    assert np.isfinite(flat(np.eye(6, 1), method="tsne")).all()
 
 
 # ---- clusters and oddities -------------------------------------------------------------------------------------------

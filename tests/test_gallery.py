@@ -206,6 +206,26 @@ def test_what_time_may_mend_is_tried_again(folder: Path, index: Index, monkeypat
     assert embed(folder, index)[:4] == (1, 6, 0, {})
 
 
+def test_what_a_server_must_not_read_is_left_to_others(
+    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 200)).save(folder / "scan.tif")
+    monkeypatch.setattr(gallery, "pillow_is_restricted", lambda: True)
+    monkeypatch.setattr(gallery, "read_image", refuse_tiff(gallery.read_image))
+    assert list(embed(folder, index).unreadable) == [(folder / "scan.tif").as_posix()]
+    monkeypatch.undo()
+    assert embed(folder, index)[:4] == (1, 7, 0, {})
+
+
+def refuse_tiff(read: Callable[[str], np.ndarray]) -> Callable[[str], np.ndarray]:
+    def reading(path: str) -> np.ndarray:
+        if path.endswith(".tif"):
+            raise ValueError(f"{path}: not an image in a known format.")
+        return read(path)
+
+    return reading
+
+
 def test_pictures_without_direction(folder: Path, index: Index) -> None:
     class Blind(Colours):
         def embed(self, batch: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from export import heads
+from export.embeddings import normalise
 from export.heads import Head, for_length, left_out_scores, logits, probabilities, teach
 
 
@@ -211,3 +212,23 @@ def test_what_cannot_be_taught(vectors: np.ndarray, labels: list[str], said: str
         teach(vectors, labels)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_many_near_copies_are_left_out_together_and_quickly() -> None:
+    """A burst of photographs, each a near-copy of about half of the others, and one that is not."""
+    rng = np.random.default_rng(0)
+    heaps = np.repeat(rng.normal(size=(2, 128)), 150, axis=0)
+    vectors = heaps + 0.14 * rng.normal(size=heaps.shape)
+    vectors[[0, 150]] = rng.normal(size=(2, 128))
+    classes = np.arange(300) // 150
+    unit = normalise(vectors)
+    alike = (unit @ unit.T >= 0.98).sum(1)
+    assert 50 < np.median(alike) < 149
+    started = time.process_time()
+    scores, together = left_out_scores(vectors, classes)
+    assert time.process_time() - started < 5
+    assert together.max() == 149
+    row, rest = 1, [0, *range(150, 300)]
+    assert together[row] == 149
+    wanted = by_definition(vectors[rest], classes[rest], heads.SHRINKAGE[2], vectors[row], 2)
+    np.testing.assert_allclose(scores[2, row], wanted, rtol=1e-5, atol=1e-6)

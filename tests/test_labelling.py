@@ -1,6 +1,10 @@
 """Labels by a person: the table is what training reads, and the work list leaves out what is done."""
 
+import errno
 import io
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +14,8 @@ import pytest
 from PIL import Image
 
 from app import labelling
-from app.index import Item
+from app.index import ANY, Item, folder_of
+from app.places import places
 from training import data
 
 
@@ -19,10 +24,14 @@ def engine_of(vectors: np.ndarray, paths: list[str]) -> Any:
     ids = [f"id{row}" for row in range(len(paths))]
     items = [Item(id_, path, "") for id_, path in zip(ids, paths, strict=True)]
     index = SimpleNamespace(
-        vectors=lambda: (ids, vectors), count=lambda: len(ids), items=lambda *, limit: items[:limit],
+        vectors=lambda: (ids, vectors), count=lambda: len(ids),
+        items=lambda *, limit, where=ANY: [item for item in items if item.path.startswith(where.folder)][:limit],
         get=lambda some: [item for one in some for item in items if item.id == one],
     )  # fmt: skip
-    return SimpleNamespace(index=index, vectors_of=lambda some: vectors[[ids.index(one) for one in some]])
+    return SimpleNamespace(
+        index=index, vectors_of=lambda some: vectors[[ids.index(one) for one in some]],
+        places=lambda: places({folder_of(path) for path in paths}),
+    )  # fmt: skip
 
 
 def test_training_reads_what_is_written(image_folder: Path, tmp_path: Path) -> None:
@@ -30,7 +39,8 @@ def test_training_reads_what_is_written(image_folder: Path, tmp_path: Path) -> N
     paths = [path.as_posix() for path in sorted(image_folder.rglob("*.png"))[:3]]
     assert labelling.read_labels(table) == {}
     labels = dict(zip(paths, ["a, b", 'say "c"', "a, b"], strict=True))
-    labelling.write_labels(table, labels)
+    for path, label in labels.items():
+        assert labelling.put_label(table, path, label) is None
     assert labelling.read_labels(table) == labels
     read = data.from_csv(table, root=image_folder)
     assert [path.as_posix() for path in read.paths] == paths
@@ -55,8 +65,78 @@ def test_labels_are_cleaned_or_refused() -> None:
 def test_the_table_names_pictures_by_full_or_relative_path(tmp_path: Path) -> None:
     engine = engine_of(np.eye(3, dtype=np.float32), ["/p/a.jpg", f"{tmp_path.as_posix()}/b.jpg", "/p/c.jpg"])
     table = tmp_path / "labels.csv"
-    labelling.write_labels(table, {"/p/a.jpg": "x", "b.jpg": "y", "elsewhere.jpg": "z"})
+    table.write_text("path,label\n/p/a.jpg,x\nb.jpg,y\nelsewhere.jpg,z\n/p/c.jpg,\n")
     assert labelling.labelled_ids(engine, table) == {"id0": "x", "id1": "y"}
+
+
+@pytest.mark.parametrize("start", ["/data/photos", "/data", "/data/photos/cats/.."])
+def test_the_table_that_training_was_given_counts_and_gets_no_second_row(tmp_path: Path, start: str) -> None:
+    paths = ["/data/photos/cats/1.jpg", "/data/photos/dogs/2.jpg", "/data/photos/dogs/3.jpg"]
+    engine = engine_of(np.eye(3, dtype=np.float32), paths)
+    table = tmp_path / "labels.csv"
+    names = [os.path.relpath(path, start) for path in paths]
+    table.write_text(f"path,label\n{names[0]},cat\n{names[1]},\n")
+    assert labelling.labelled_ids(engine, table) == {"id0": "cat"}
+    root = engine.places().root
+    assert labelling.put_label(table, paths[1], "dog", root=root) == ""
+    assert labelling.put_label(table, paths[2], "dog", root=root) is None
+    assert table.read_text() == f"path,label\n{names[0]},cat\n{names[1]},dog\n{paths[2]},dog\n"
+    assert labelling.put_label(table, paths[2], None, root=root) == "dog"  # as Undo does
+    assert labelling.put_label(table, paths[1], "", root=root) == "dog"
+    assert table.read_text() == f"path,label\n{names[0]},cat\n{names[1]},\n"
+
+
+def test_what_else_is_in_a_table_stays(tmp_path: Path) -> None:
+    table, link = tmp_path / "table.csv", tmp_path / "labels.csv"
+    table.write_bytes('\ufeffwho, path ,label\r\n"me, I",/a.jpg,old\r\nme,/b.jpg\r\n'.encode())
+    link.symlink_to(table)
+    assert labelling.read_labels(link) == {"/a.jpg": "old"}
+    labelling.put_label(link, "/b.jpg", "new")
+    labelling.put_label(link, "/c.jpg", "ü")
+    expected = '\ufeffwho, path ,label\r\n"me, I",/a.jpg,old\r\nme,/b.jpg,new\r\n,/c.jpg,ü\r\n'
+    assert table.read_bytes() == expected.encode()
+    assert link.is_symlink()
+
+
+def test_labels_written_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: labelling.put_label(table, f"/{number}.jpg", "x"), range(64)))
+    assert labelling.read_labels(table) == {f"/{number}.jpg": "x" for number in range(64)}
+
+
+def test_another_process_that_writes_is_waited_for(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    table = tmp_path / "labels.csv"
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(labelling.put_label, table, "/b.jpg", "y")
+        time.sleep(0.1)
+        assert not waiting.done()
+        table.write_text("path,label\n/a.jpg,x\n")
+        os.close(other)
+        waiting.result(10)
+    assert labelling.read_labels(table) == {"/a.jpg": "x", "/b.jpg": "y"}
+
+
+def test_a_table_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n/a.jpg,x\n")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"No space left on device\); the label was not kept"):
+        labelling.put_label(table, "/b.jpg", "y")
+    assert table.read_text() == "path,label\n/a.jpg,x\n"
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_pictures_without_a_file_are_not_asked_about() -> None:
+    engine = engine_of(np.eye(3, dtype=np.float32), ["/p/a.jpg", "upload/b.jpg", "/p/c.jpg"])
+    assert sorted(labelling.worklist(engine, {}, 3)) == ["id0", "id2"]
 
 
 def test_the_work_list_covers_what_has_no_label_yet() -> None:
@@ -88,3 +168,17 @@ def test_the_picture_is_the_file_or_its_thumbnail(tmp_path: Path) -> None:
     assert shown.size == (640, 320)
     assert labelling.picture_to_look_at(f"{tmp_path}/gone.png", b"thumb") == b"thumb"
     assert labelling.picture_to_look_at("upload/a.png", None) == b""
+
+
+def test_a_label_is_in_the_gallery_too_and_is_taken_back_from_both(tmp_path: Path) -> None:
+    engine, said = engine_of(np.eye(2, dtype=np.float32), ["/p/a.jpg", "upload/b.jpg"]), []
+    engine.index.set_label = lambda ids, label: said.append((ids, label))
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n/p/a.jpg,\n")
+    before = labelling.give_label(engine, table, Item("id0", "/p/a.jpg", "folder"), " x  y ")
+    assert table.read_text() == "path,label\n/p/a.jpg,x y\n"
+    labelling.take_label(engine, table, before)
+    assert table.read_text() == "path,label\n/p/a.jpg,\n"
+    assert said == [(["id0"], "x y"), (["id0"], "folder")]
+    with pytest.raises(ValueError, match="no file holds it"):
+        labelling.give_label(engine, table, Item("id1", "upload/b.jpg", ""), "x")

@@ -97,3 +97,10 @@ def test_the_copy_of_the_student_knows_the_taught_classes(tmp_path: Path) -> Non
     np.testing.assert_array_equal(copy.embed(list(pictures)), features)
     assert copy.classify(list(pictures)).argmax(1).tolist() == [0, 0, 0, 1, 1, 1]
     assert "accuracy" not in copy.facts  # the student's, which is not the copy's
+
+
+def test_too_many_examples_are_refused_before_they_are_read() -> None:
+    lesson = lessons.add_examples(lessons.add_class(Lesson(), "a"), [example(str(n), np.ones(8)) for n in range(498)])
+    lessons.check_room(lesson, 2)
+    with pytest.raises(ValueError, match="at most 500 examples"):
+        lessons.check_room(lesson, 3)

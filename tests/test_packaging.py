@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -112,3 +113,21 @@ def test_installed_app_serves_the_bundled_student(page: str) -> None:
     with urllib.request.urlopen(f"{page}/gradio_api/info", timeout=30) as answer:
         info = json.load(answer)
     assert {"/classify", "/embed", "/search"} <= set(info["named_endpoints"])
+
+
+def test_a_space_installs_what_serves() -> None:
+    """A Space builds from requirements.txt before it has the rest of the folder, so the group is written out there."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["serve"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == wanted
+    header = (ROOT / "README.md").read_text(encoding="utf-8").split("---")[1]
+    assert "sdk: gradio\n" in header
+    assert "app_file: space.py\n" in header
+    assert (ROOT / "space.py").read_text().count("\n\n") == 2
+
+
+def test_a_space_opens_to_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr("app.serve.serve", lambda **options: asked.append(options))
+    runpy.run_path(str(ROOT / "space.py"))
+    assert asked == [{"host": "0.0.0.0", "port": 7860, "browser": False, "public": True}]

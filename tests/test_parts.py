@@ -2,7 +2,6 @@
 
 from html.parser import HTMLParser
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -59,32 +58,6 @@ def test_a_grid_says_what_its_buttons_do() -> None:
     assert piece.count('aria-pressed="true"') == 1
 
 
-def index_of(*paths: str) -> Any:
-    folders: dict[str, int] = {}
-    for path in paths:
-        folders[path.rpartition("/")[0]] = folders.get(path.rpartition("/")[0], 0) + 1
-    return SimpleNamespace(folders=lambda: folders)
-
-
-def test_folders_are_named_from_what_they_have_in_common() -> None:
-    found = parts.folders(index_of("/home/me/p/a/1.jpg", "/home/me/p/b/x/2.jpg", "/home/me/p/b/3.jpg"))
-    assert found.root == "/home/me/p"
-    assert found.names == {"a": "/home/me/p/a", "b": "/home/me/p/b", "b/x": "/home/me/p/b/x"}
-    assert parts.shown_path("/home/me/p/a/1.jpg", found.root) == "a/1.jpg"
-    assert parts.shown_path("/home/me/q/1.jpg", found.root) == "1.jpg"
-    assert parts.shown_path("upload/1.jpg", found.root) == "1.jpg"
-    alone = parts.folders(index_of("/home/me/p/1.jpg"))
-    assert (alone.root, alone.names) == ("/home/me/p", {})
-    assert parts.folders(index_of()) == parts.Folders({}, ".")
-
-
-def test_uploads_do_not_change_what_the_folders_have_in_common() -> None:
-    found = parts.folders(index_of("/home/me/p/a/1.jpg", "/home/me/p/b/2.jpg", "upload/3.jpg"))
-    assert found.root == "/home/me/p"
-    assert found.names["a"] == "/home/me/p/a"
-    assert found.names["upload"] == "upload"
-
-
 def test_a_picture_is_called_by_its_label_or_its_file() -> None:
     assert parts.called(Item("1", "/p/a.jpg", "cat")) == "cat"
     assert parts.called(Item("1", "/p/a.jpg", "")) == "a.jpg"
@@ -102,3 +75,5 @@ def test_a_panel_hears_only_what_it_expects() -> None:
     for data in (None, 3, {"action": 5, "id": []}, {}):
         assert parts.clicked(SimpleNamespace(_data=data)) == ("", "")  # type: ignore[arg-type]
     assert parts.clicked(SimpleNamespace(_data={"action": "a", "id": "b"})) == ("a", "b")  # type: ignore[arg-type]
+    long = SimpleNamespace(_data={"action": "pick", "id": "x" * 100_000})  # would be kept, a thousand visitors long
+    assert parts.clicked(long) == ("pick", "")  # type: ignore[arg-type]

@@ -504,3 +504,45 @@ def test_another_account_is_asked_for_its_password_slowly_but_equally(app: Targe
     answer = app.ask("POST", "/login", b"username=a&password=b", {"Content-Type": "application/x-www-form-urlencoded"})
     assert answer.status in (302, 400, 404)
     assert "set-cookie" not in answer.headers
+
+
+# What a visitor could cost the others
+
+
+def test_answers_that_nobody_reads_are_not_kept_for_ever(app: Target) -> None:
+    body = {"data": [["nothing"], 5, "", ""], "session_hash": "never-reads"}
+    name = next(one["id"] for one in app.config()["dependencies"] if one["api_name"] == "similar")
+    statuses = []
+    for _ in range(400):
+        statuses.append(app.ask("POST", "/gradio_api/queue/join", {**body, "fn_index": name}).status)
+        if statuses[-1] == 503 and len(statuses) > 80:
+            break
+    assert statuses[-1] == 503
+    for _ in range(30):  # nor of many who call once
+        assert app.ask("POST", "/gradio_api/call/similar", {"data": body["data"]}).status in (200, 503)
+    assert "event: error" in app.call("similar", body["data"])  # others are answered
+
+
+def test_an_example_given_many_times_is_one_example(app: Target) -> None:
+    """Leaving out hundreds of copies of one picture took minutes."""
+    found = json.loads(app.call("gallery", [0, 4, "", ""]).partition("data: ")[2])[0]["pictures"]
+    ids = [one["id"] for one in found]
+    started = time.perf_counter()
+    said = app.call("teach", [{"a": [ids[0]] * 249 + [ids[1]], "b": [ids[2]] * 249 + [ids[3]]}, None])
+    assert "event: complete" in said
+    assert time.perf_counter() - started < 5
+
+
+def test_speed_is_not_measured_for_everybody_anew(app: Target) -> None:
+    name = next(one["id"] for one in app.config()["dependencies"] if one["api_name"] == "measure")
+    said, took = [], []
+    for number in range(5):
+        session, started = f"measuring{number}", time.perf_counter()
+        body = {"data": [], "fn_index": name, "session_hash": session}
+        assert app.ask("POST", "/gradio_api/queue/join", body).status == 200
+        answer = app.ask("GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
+        said.append(answer.partition('"output":{"data":')[2].partition("]")[0])
+        took.append(time.perf_counter() - started)
+    assert "pictures a second" in said[0]
+    assert len(set(said)) == 1
+    assert sum(took[1:]) < 2

@@ -6,9 +6,13 @@ import gc
 import io
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,8 +35,7 @@ from export.runtime import OnnxModel
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(gradio_client|gradio|httpx|httpx2|websockets|starlette).*"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # gradio_client leaves its threads' event loops open
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
 ]
 
 LOCAL = Access(edits=True, public=False, password=False)
@@ -45,6 +48,15 @@ def picture(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).resize((48, 48), Image.Resampling.NEAREST).save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_remains() -> Iterator[None]:
+    """Those loops are collected here, where nobody minds."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +101,21 @@ def test_classify(url: str, engine: Engine) -> None:
     ):
         assert answer.status_code == 200
         found = answer.json()
-        assert [entry["label"] for entry in found["classes"]] == [entry.label for entry in wanted.ranked]
+        assert [entry["label"] for entry in found["predictions"]] == [entry.label for entry in wanted.ranked]
         np.testing.assert_allclose(
-            [entry["probability"] for entry in found["classes"]],
+            [entry["probability"] for entry in found["predictions"]],
             [entry.probability for entry in wanted.ranked],
             atol=1e-5,
         )
         assert found["none_likely"] == wanted.none_likely
-    assert len(httpx.post(f"{url}/api/classify?k=1", content=picture(3)).json()["classes"]) == 1
+    assert len(httpx.post(f"{url}/api/classify?k=1", content=picture(3)).json()["predictions"]) == 1
     assert set(LABELS) == {entry.label for entry in wanted.ranked}
 
 
 def test_embed_and_search(url: str, engine: Engine) -> None:
     answer = httpx.post(f"{url}/api/embed", content=picture(2)).json()
     np.testing.assert_allclose(answer["features"], engine.embed(engine.look(picture(2))), rtol=1e-5, atol=1e-6)
-    assert answer["model"] == engine.model.fingerprint
+    assert (answer["model"], answer["sha256"]) == ("tiny", engine.model.fingerprint)
     hits = httpx.post(f"{url}/api/search?k=3", files=form(picture(2))).json()["hits"]
     assert hits[0]["name"] == "2.png"
     assert hits[0]["path"] == f"{SECRET}/2.png"
@@ -119,8 +131,8 @@ def test_embed_and_search(url: str, engine: Engine) -> None:
 
 def test_facts(url: str, engine: Engine) -> None:
     facts = httpx.get(f"{url}/api/facts").json()
-    assert facts["models"][0]["model"]["sha256"] == engine.model.fingerprint
-    assert facts["models"][0]["facts"]["accuracy"]["top1"] == 0.875
+    assert facts["models"]["tiny"]["model"]["sha256"] == engine.model.fingerprint
+    assert facts["models"]["tiny"]["facts"]["accuracy"]["top1"] == 0.875
     assert facts["gallery"]["pictures"] == 6
 
 
@@ -149,7 +161,7 @@ def test_strangers_are_told_no_places(engine: Engine) -> None:
         ("/api/search?k=0", {"content": picture(0)}, 400, "invalid"),
         ("/api/search?k=101", {"content": picture(0)}, 400, "invalid"),
         ("/api/search?k=%D9%A3", {"content": picture(0)}, 400, "invalid"),
-        ("/api/classify?model=1", {"content": picture(0)}, 400, "invalid"),
+        ("/api/classify?model=other", {"content": picture(0)}, 400, "invalid"),
         ("/api/nothing", {"content": picture(0)}, 404, "not_found"),
         ("/healthz", {"content": b""}, 405, "method"),
     ],
@@ -268,6 +280,28 @@ class Slowly:
     def answer(self) -> str:
         with self.socket:
             return self.socket.recv(65536).decode()
+
+
+def test_what_a_proxy_passes_on_is_not_taken_for_the_owner(engine: Engine, url: str) -> None:
+    with served(create_app(engine, PUBLIC)) as other:
+        for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded"):
+            assert httpx.get(f"{url}/api/facts", headers={name: "203.0.113.7"}).status_code == 403
+            assert httpx.get(f"{other}/api/facts", headers={name: "203.0.113.7"}).status_code == 200
+
+
+def test_two_lengths_and_foreign_logouts_are_refused(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sent:
+        sent.sendall(
+            b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        assert sent.recv(64).startswith(b"HTTP/1.1 400")
+    foreign = httpx.get(f"{url}/logout", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (foreign.status_code, foreign.json()["error"]) == (403, "origin")
+
+
+def test_private_answers_are_not_cached(url: str) -> None:
+    assert httpx.get(f"{url}/api/facts").headers["cache-control"] == "private, no-cache"
 
 
 def test_places_are_bounded(engine: Engine) -> None:
@@ -462,10 +496,7 @@ def page(engine: Engine) -> Any:
     return blocks
 
 
-def test_mounted_in_another_application(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    from gradio_client import Client, handle_file
-
+def test_mounted_in_another_application(engine: Engine, tmp_path: Path) -> None:
     other = FastAPI()
 
     @other.get("/")
@@ -480,14 +511,22 @@ def test_mounted_in_another_application(engine: Engine, tmp_path: Path, monkeypa
         assert httpx.get(f"{url}/pictures/readyz").status_code == 200
         assert httpx.get(f"{url}/readyz").status_code == 404
         named = httpx.post(f"{url}/pictures/api/classify", content=picture(1)).json()
-        assert named["classes"][0]["label"] == best
+        assert named["predictions"][0]["label"] == best
         assert "gradio_config" in httpx.get(f"{url}/pictures/").text
         assert httpx.get(f"{url}/pictures/monitoring/summary").status_code == 404
-        client = Client(f"{url}/pictures", verbose=False)
-        assert client.predict(handle_file(tmp_path / "a.png"), api_name="/name") == best
-        client.close()
-        del client
-        gc.collect()  # it leaves the event loops of its threads open
+        code = f"from gradio_client import Client, handle_file\nclient = Client('{url}/pictures', verbose=False)\n"
+        assert in_a_process(code + "print(client.predict(handle_file('a.png'), api_name='/name'))", tmp_path) == best
+
+
+def in_a_process(code: str, folder: Path) -> str:
+    """The last line that a program prints (gradio_client leaves threads and event loops behind)."""
+    environment = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
 
 
 def test_tidy_keeps_the_newest(tmp_path: Path) -> None:
@@ -526,3 +565,53 @@ def test_a_server_ends_with_open_connections(engine: Engine) -> None:
         time.sleep(0.01)  # threads of its pool end on their own
     assert threading.active_count() <= before
     slow.socket.close()
+
+
+# docs/serving.md
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The engine with the page that people see."""
+    from app import ui
+
+    with served(create_app(engine, LOCAL, page=ui.build(engine, LOCAL))) as address:
+        yield address
+
+
+def documented(language: str) -> list[str]:
+    page = Path(__file__).parents[1] / "docs" / "serving.md"
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_documented_python_runs(
+    whole: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cat.jpg").write_bytes(picture(4))
+    Path("photos").mkdir()
+    Path("photos", "a.png").write_bytes(picture(4))
+    client, mounting = documented("py")
+    code = client.replace("http://127.0.0.1:7860", whole) + "\nprint(hits[0]['score'] > 0.99, len(more), len(vector))"
+    assert in_a_process(code, tmp_path) == f"True 5 {engine.model.feature_width}"
+    names: dict[str, Any] = {}
+    monkeypatch.setattr(serve, "be_quiet", lambda folder: folder)  # Gradio is imported already
+    exec(mounting, names)
+    with served(names["app"]) as url:
+        assert httpx.post(f"{url}/pictures/api/search", content=picture(4)).json()["hits"][0]["name"] == "a.png"
+        assert httpx.get(f"{url}/pictures/").status_code == 200
+    names["engine"].close()
+
+
+def test_the_documented_commands_answer(whole: str, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(picture(4))
+    lines = [
+        line for block in documented("sh") for line in block.splitlines() if "curl" in line or line.startswith("DATA")
+    ]
+    assert len(lines) == 8
+    script = "\n".join(lines).replace("http://127.0.0.1:7860", whole).replace("curl ", "curl -sf ")
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert '"predictions"' in done.stdout
+    assert '"features"' in done.stdout
+    assert '"hits"' in done.stdout
+    assert "event: complete" in done.stdout

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -384,6 +385,15 @@ def test_gradio_hands_over_nothing_else(component: Any, tmp_path: Path) -> None:
     said.add(caught.value.message)
     for address in ("http://127.0.0.1/a.png", "file:///etc/passwd", "HTTPS://example.org/a.png"):
         with pytest.raises(gr.Error) as caught:
-            asyncio.run(component("Image").async_move_resource_to_block_cache(address))
+            to_the_end(component("Image").async_move_resource_to_block_cache(address))
         said.add(caught.value.message)
     assert said == {"Only uploaded files are read."}  # whether it is there or not
+
+
+def to_the_end(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """As asyncio.run does, which would drop the loop that Gradio keeps for this thread."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()

@@ -1,13 +1,18 @@
 """About: what each model is, how good, how large, how fast on this machine."""
 
 import html
+import threading
+import time
 from typing import Any
 
 import gradio as gr
 
 from app import parts
+from app.access import Access
 from app.engine import Engine
 from app.tabs.common import LONG
+
+MEASURED_EVERY = 30.0  # seconds, at most, however many ask
 
 
 def card(facts: dict[str, dict[str, Any]], *, title: str = "") -> str:
@@ -28,8 +33,32 @@ def card(facts: dict[str, dict[str, Any]], *, title: str = "") -> str:
     return f'<section class="about">{"".join(sections)}</section>'
 
 
-def build(engine: Engine) -> None:
+def facts_for(engine: Engine, access: Access, model: int = 0) -> dict[str, dict[str, Any]]:
+    """A model's facts and the gallery's; strangers are not told where the gallery lies."""
+    facts = engine.facts(model)
+    if not access.edits:
+        facts["gallery"] = {name: value for name, value in facts["gallery"].items() if name != "where"}
+    return facts
+
+
+def build(engine: Engine, access: Access) -> Any:
+    """Returns the event that tells the facts as they are now: function, inputs, outputs."""
+    measuring, latest = threading.Lock(), [(-MEASURED_EVERY, "")]
+
+    def cards() -> list[str]:
+        several = len(engine.names) > 1
+        return [
+            card(facts_for(engine, access, number), title=name if several else "")
+            for number, name in enumerate(engine.names)
+        ]
+
     def measure() -> str:
+        with measuring:  # it takes a second of all cores: who asks meanwhile gets the same answer
+            if time.monotonic() - latest[0][0] >= MEASURED_EVERY:
+                latest[0] = time.monotonic(), measured()
+            return latest[0][1]
+
+    def measured() -> str:
         rows = []
         for number, name in enumerate(engine.names):
             speed = engine.speed(model=number)
@@ -43,6 +72,6 @@ def build(engine: Engine) -> None:
     with gr.Column(elem_classes="narrow"):
         run = gr.Button("Measure its speed on this machine", elem_id="measure")
         speed = gr.HTML(elem_id="speed")
-        for number, name in enumerate(engine.names):
-            gr.HTML(card(engine.facts(number), title=name if len(engine.names) > 1 else ""), elem_classes="card-of")
+        shown = [gr.HTML(text, elem_classes="card-of") for text in cards()]
     run.click(measure, None, speed, **LONG)
+    return (lambda: cards() if len(shown) > 1 else cards()[0]), None, shown

@@ -17,7 +17,6 @@ _EMPTY = "Choose a picture to see what it is."
 
 class ClassifyTab(NamedTuple):
     picture: gr.Image
-    seen: gr.State  # the last picture that could be read
     nearest: gr.HTML  # its cards lead to Search
 
 
@@ -25,17 +24,19 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
     able = [number for number, model in enumerate(engine.models) if model.num_classes]
     names = [engine.names[number] for number in able]
 
-    def show(path: str | None, chosen: list[str], before: Picture | None) -> tuple[Any, ...]:
+    def show(path: str | None, chosen: list[str], shown: bool) -> tuple[Any, ...]:
         picture = look(engine, path)
         if picture is not None:
-            return answers(picture, chosen), nearest(picture), picture, gr.skip()
-        if before is None:  # nothing was shown, or a message why it could not be, which stays
+            return answers(picture, chosen), nearest(picture), True, gr.skip()
+        if not shown:  # there was nothing, or a message why it could not be, which stays
             return (gr.skip(),) * 4
-        return parts.hint(_EMPTY), "", None, gr.skip()
+        return parts.hint(_EMPTY), "", False, gr.skip()
 
-    def answers(picture: Picture | None, chosen: list[str]) -> str:
-        if picture is None:
-            return parts.hint(_EMPTY)
+    def again(path: str | None, chosen: list[str]) -> str:
+        picture = look(engine, path)
+        return parts.hint(_EMPTY) if picture is None else answers(picture, chosen)
+
+    def answers(picture: Picture, chosen: list[str]) -> str:
         if not able:
             return parts.hint("This model has no classifier; it embeds only. Its nearest gallery pictures are below.")
         asked = [number for number, name in zip(able, names, strict=True) if name in chosen] or able[:1]
@@ -93,10 +94,9 @@ def build(engine: Engine, *, examples: Sequence[Path], credit: str) -> ClassifyT
             )
             verdicts = parts.panel(parts.hint(_EMPTY), name="verdict")
             near = parts.panel(name="nearest")
-    seen = gr.State(None, time_to_live=3600)
-    shown = [verdicts, near, seen, picture]
+    there = gr.State(False)
     # What cannot be shown is taken away; the message stays.
-    run = told(show, lambda text: (text, "", None, None))
-    picture.change(run, [picture, chosen, seen], shown, **QUICK)
-    chosen.change(told(answers, lambda text: text), [seen, chosen], verdicts, **QUICK)
-    return ClassifyTab(picture, seen, near)
+    run = told(show, lambda text: (text, "", False, None))
+    picture.change(run, [picture, chosen, there], [verdicts, near, there, picture], **QUICK)
+    chosen.change(told(again, lambda text: text), [picture, chosen], verdicts, **QUICK)
+    return ClassifyTab(picture, near)

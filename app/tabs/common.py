@@ -51,7 +51,14 @@ def told(function: Callable[..., Any], otherwise: Callable[[str], Any]) -> Calla
             return function(*arguments)
         except Busy:
             return otherwise(problem(BUSY))
-        except ValueError as error:
-            return otherwise(problem(str(error)))
+        except (ValueError, OSError) as error:
+            return otherwise(problem(said(error)))
 
     return call
+
+
+def said(error: Exception) -> str:
+    """A mistake or a trouble of the machine, in one line without its paths."""
+    if isinstance(error, OSError):
+        return f"The machine that serves this page cannot do that: {error.strerror or type(error).__name__}."
+    return str(error)

@@ -1,9 +1,9 @@
 """Gallery: what is in it; add a folder or uploads, find duplicates, delete."""
 
-import html
 import threading
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -11,19 +11,22 @@ from app import parts
 from app.engine import Engine
 from app.gallery import embed_paths
 from app.index import Record
+from app.labelling import optional_label
 from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told
-from app.tabs.search import ANY, choices, where
+from app.tabs.search import ANY, choices, refresh, where
 from app.uploads import Refused, uploads_only
-from export.embeddings import NEAR_DUPLICATE, near_duplicates
+from export.embeddings import near_duplicates
 
 PAGE = 48
+MOST_GROUPS = 50  # shown at a time, and only what is shown is chosen
+ALIKE = 0.99  # cosine: of the bundled student, re-encoded pictures and most made smaller, few others (docs/log.md)
 
 
 class Stopped(Exception):  # noqa: N818
     """Somebody pressed Stop."""
 
 
-def duplicate_groups(engine: Engine, *, threshold: float = NEAR_DUPLICATE) -> list[list[str]]:
+def duplicate_groups(engine: Engine, *, threshold: float = ALIKE) -> list[list[str]]:
     """Ids of near-duplicates, in groups of two and more; the first added comes first."""
     assert engine.index is not None
     ids, vectors = engine.index.vectors()
@@ -33,54 +36,82 @@ def duplicate_groups(engine: Engine, *, threshold: float = NEAR_DUPLICATE) -> li
     return [group for group in groups.values() if len(group) > 1]
 
 
-def build(engine: Engine) -> Any:
-    """Returns the event that fills the tab: function, inputs, outputs."""
+class State(NamedTuple):
+    """What a visitor looks at: a page of the gallery, what is chosen, groups of near-duplicates; and whether the next
+    click on Delete is meant."""
+
+    page: int = 0
+    chosen: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    sure: bool = False
+
+
+def build(engine: Engine) -> tuple[Any, list[Any]]:
+    """Returns the event that fills the tab (function, inputs, outputs) and its controls of labels and folder."""
     stop = threading.Event()
 
-    def show(page: int, labels: list[str] | None, folder: str | None, chosen: list[str]) -> tuple[Any, ...]:
+    def show(state: State, labels: list[str] | None, folder: str | None) -> tuple[Any, ...]:
         assert engine.index is not None
         filter_ = where(engine, labels, folder)
         total = engine.index.count(filter_)
-        page = min(max(page, 0), max((total - 1) // PAGE, 0))
+        last = max((total - 1) // PAGE, 0)
+        page = min(max(state.page, 0), last)
         items = engine.index.items(offset=page * PAGE, limit=PAGE, where=filter_)
-        cards = parts.grid(parts.item_cards(items, chosen=chosen), action="pick", does="Choose")
+        cards = parts.grid(parts.item_cards(items, chosen=state.chosen), action="pick", does="Choose")
         if not items:
-            cards = parts.hint("Nothing passes the filter." if engine.index.count() else
-                               "The gallery is empty: upload pictures, or add a folder of this machine.")  # fmt: skip
-        pages = max((total + PAGE - 1) // PAGE, 1)
+            empty = "The gallery is empty: upload pictures, or add a folder of this machine."
+            cards = parts.hint("Nothing passes the filter." if engine.index.count() else empty)
         line = (
-            f'<div class="pages"><button type="button" data-action="back" {"disabled" if not page else ""}>← Back'
-            f"</button><span>{total:,} pictures, page {page + 1} of {pages}</span><button type='button' "
-            f'data-action="on" {"disabled" if page + 1 >= pages else ""}>On →</button></div>'
+            f'<div class="pages"><button type="button" data-action="back" {"" if page else "disabled"}>← Back</button>'
+            f"<span>{total:,} pictures, page {page + 1} of {last + 1}</span>"
+            f'<button type="button" data-action="on" {"disabled" if page == last else ""}>On →</button></div>'
         )
-        return page, cards, line, picked(chosen)
+        return state._replace(page=page), cards, line, bar_of(state), alike(state)
 
-    def picked(chosen: list[str], *, sure: bool = False) -> str:
-        if not chosen:
+    def bar_of(state: State) -> str:
+        if not state.chosen:
             return ""
-        word = f"Really delete {len(chosen)}?" if sure else "Delete"
+        word = f"Really delete {len(state.chosen)}?" if state.sure else "Delete"
         return (
-            f'<div class="picked" role="status"><span>{len(chosen)} chosen</span><button type="button" '
-            f'class="{"danger" if sure else ""}" data-action="{"delete" if sure else "ask"}">{word}</button>'
+            f'<div class="picked" role="status"><span>{len(state.chosen)} chosen</span><button type="button" '
+            f'class="{"danger" if state.sure else ""}" data-action="delete">{word}</button>'
             '<button type="button" data-action="drop">Choose none</button></div>'
         )
 
-    def click(page: int, chosen: list[str], event: gr.EventData) -> tuple[int, list[str], str, str]:
+    def alike(state: State) -> str:
+        """Groups of near-duplicates, as far as they are still there."""
+        assert engine.index is not None
+        shown = []
+        for group in state.groups[:MOST_GROUPS]:
+            items = engine.index.get(group)
+            if len(items) > 1:
+                cards = parts.item_cards(items, chosen=state.chosen)
+                shown.append(f'<div class="group">{parts.grid(cards, action="pick", does="Choose", small=True)}</div>')
+        if not shown:
+            return ""
+        more = f" The first {MOST_GROUPS} are shown." if len(state.groups) > MOST_GROUPS else ""
+        head = parts.hint(
+            f"{len(state.groups)} groups of near-duplicates; all but the first of each were chosen.{more}"
+        )
+        close = '<div class="choices"><button type="button" data-action="close">Close the groups</button></div>'
+        return f'<section class="groups">{head}{"".join(shown)}{close}</section>'
+
+    def click(state: State, event: gr.EventData) -> tuple[State, str]:
         action, id_ = parts.clicked(event)
-        note, bar = "", None
+        page, chosen, groups, sure = state
+        if action == "delete" and sure:
+            assert engine.index is not None
+            count = engine.index.delete(chosen)
+            return State(page, (), groups), parts.done(f"{count} pictures deleted from the gallery; their files stay.")
         if action == "pick":
-            chosen = [one for one in chosen if one != id_] if id_ in chosen else [*chosen, id_]
+            chosen = tuple(one for one in chosen if one != id_) if id_ in chosen else (*chosen, id_)
         elif action in ("back", "on"):
             page += 1 if action == "on" else -1
         elif action == "drop":
-            chosen = []
-        elif action == "ask":
-            bar = picked(chosen, sure=True)
-        elif action == "delete":
-            assert engine.index is not None
-            note = parts.done(f"{engine.index.delete(chosen)} pictures deleted from the gallery; their files stay.")
-            chosen = []
-        return page, chosen, note, bar or picked(chosen)
+            chosen = ()
+        elif action == "close":
+            groups = ()
+        return State(page, chosen, groups, action == "delete"), ""
 
     def upload(files: list[str] | None, label: str) -> tuple[Any, str]:
         assert engine.index is not None
@@ -89,7 +120,9 @@ def build(engine: Engine) -> Any:
             try:
                 picture = engine.look(file)
                 name = f"upload/{Path(file).name}"
-                records.append(Record(picture.id, name, label.strip()[:60], picture.thumbnail, engine.embed(picture)))
+                records.append(
+                    Record(picture.id, name, optional_label(label), picture.thumbnail, engine.embed(picture))
+                )
             except Refused as error:
                 troubles.append(str(error))
         added = engine.index.add(records)
@@ -120,28 +153,21 @@ def build(engine: Engine) -> Any:
             said += f"; {len(report.unreadable)} cannot be read, such as {Path(name).name}: {reason}"
         return parts.done(f"{said.rstrip('.')}.")
 
-    def find_duplicates() -> tuple[str, list[str], str]:
-        assert engine.index is not None
-        groups = duplicate_groups(engine)
-        if not groups:
-            return parts.done("No near-duplicates (cosine 0.98 or more)."), [], ""
-        extra = [id_ for group in groups for id_ in group[1:]]
-        shown = []
-        for group in groups[:50]:
-            items = engine.index.get(group)
-            cards = parts.grid(parts.item_cards(items, chosen=group[1:]), action="pick", does="Choose", small=True)
-            shown.append(f'<div class="group">{cards}</div>')
-        more = parts.hint(f"… and {len(groups) - 50} groups more.") if len(groups) > 50 else ""
-        head = parts.hint(f"{len(groups)} groups of near-duplicates; all but the first of each are chosen.")
-        return f'<section class="groups">{head}{"".join(shown)}{more}</section>', extra, picked(extra)
+    def find_duplicates(state: State, threshold: float) -> tuple[State, str]:
+        groups = tuple(map(tuple, duplicate_groups(engine, threshold=threshold)))
+        chosen = tuple(id_ for group in groups[:MOST_GROUPS] for id_ in group[1:])
+        none = parts.done(f"No near-duplicates (cosine {threshold} or more).")
+        return State(state.page, chosen, groups), "" if groups else none
 
     labels, folders = choices(engine)
-    page, chosen = gr.State(0), gr.State([], time_to_live=3600)
+    state = gr.State(State(), time_to_live=3600)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
             label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="gallery-label")
             folder = gr.Dropdown(folders, value=ANY, label="Folder", elem_id="gallery-folder")
-            find = gr.Button("Find duplicates", elem_id="find-duplicates")
+            with gr.Accordion("Find duplicates", open=False, elem_id="duplicates"):
+                threshold = gr.Slider(0.95, 1, ALIKE, step=0.005, label="Cosine at least", elem_id="threshold")
+                find = gr.Button("Find duplicates", elem_id="find-duplicates")
             with gr.Accordion("Add pictures", open=False, elem_id="add-pictures"):
                 given = gr.Textbox(label="Label of uploads", placeholder="none", max_lines=1, elem_id="upload-label")
                 files = gr.UploadButton(
@@ -160,23 +186,22 @@ def build(engine: Engine) -> Any:
             pages = parts.panel(name="pages")
             cards = parts.panel(name="gallery")
             bar = parts.panel(name="gallery-picked", elem_classes="floating")
-    inputs, outputs = [page, label, folder, chosen], [page, cards, pages, bar]
-    for control in (label.change, folder.change):
-        control(show, inputs, outputs, **QUICK)
-    for panel in (cards, pages):
-        panel.select(click, [page, chosen], [page, chosen, note, bar], **QUICK).then(show, inputs, outputs, **QUICK)
-    bar.select(click, [page, chosen], [page, chosen, note, bar], **QUICK)
-    chosen.change(lambda: "", None, groups, **QUICK)
-    groups.select(click, [page, chosen], [page, chosen, note, bar], **QUICK)
-    files.upload(told(upload, lambda text: (None, text)), [files, given], [files, note], **LONG).then(
-        show, inputs, outputs, **QUICK
-    )
-    add.click(told(add_folder, lambda text: text), path, note, **LONG).then(show, inputs, outputs, **QUICK)
+    inputs, outputs = [state, label, folder], [state, cards, pages, bar, groups]
+
+    def kept(text: str) -> tuple[Any, str]:
+        return gr.skip(), text
+
+    done = [
+        *(panel.select(told(click, kept), state, [state, note], **QUICK) for panel in (cards, pages, bar, groups)),
+        files.upload(told(upload, lambda text: (None, text)), [files, given], [files, note], **LONG),
+        add.click(told(add_folder, lambda text: text), path, note, **LONG),
+        find.click(told(find_duplicates, kept), [state, threshold], [state, note], **LONG),
+    ]
+    for event in done:
+        event.then(show, inputs, outputs, **QUICK)
+    for event in done[-3:-1]:  # those that bring labels and folders
+        event.then(partial(refresh, engine), [label, folder], [label, folder], **QUICK)
+    for control in (label, folder):
+        control.change(show, inputs, outputs, **QUICK)
     halt.click(stop.set, None, None, **QUICK)
-    find.click(find_duplicates, None, [groups, chosen, bar], **LONG).then(show, inputs, outputs, **QUICK)
-    return show, inputs, outputs
-
-
-def counted(engine: Engine) -> str:
-    """How many pictures there are, for the header."""
-    return html.escape(f"{engine.index.count():,} pictures") if engine.index is not None else "no gallery"
+    return (show, inputs, outputs), [label, folder]

@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
     queue: tuple[str, ...] = ()
     at: int = 0
-    done: tuple[str, ...] = ()  # paths, in the order they were labelled
+    done: tuple[labelling.Before, ...] = ()
     names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
     given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
@@ -47,7 +47,7 @@ def build(engine: Engine, table: Path) -> Any:
 
     def look_at(work: Work, note: str = "") -> tuple[Any, ...]:
         if work.at >= len(work.queue):
-            end = "That was this round." if work.queue else "Every picture has a label, or nearly its copy has."
+            end = "That was this round." if work.queue else "Every file has a label, or nearly its copy has."
             more = '<button type="button" class="strong" data-action="more">The next round</button>'
             shown = f'<div class="worklist">{parts.hint(end)}{more if work.queue else ""}</div>'
             return work, shown, progress(work), note
@@ -68,10 +68,9 @@ def build(engine: Engine, table: Path) -> Any:
             f"{f'<kbd>{KEYS[row]}</kbd>' if row < len(KEYS) else ''}{html.escape(name)}</button>"
             for row, name in enumerate(work.names)
         )
-        root = parts.folders(engine.index).root
         return (
             f'<div class="worklist"><img src="{parts.data_uri(picture)}" alt="The picture to label">'
-            f'<p class="hint">{html.escape(parts.shown_path(path, root))}'
+            f'<p class="hint">{html.escape(engine.places().shown(path))}'
             f"{f' · like those labelled {html.escape(guess[0])}' if guess else ''}</p>"
             f'<div class="choices">{buttons}</div><div class="choices"><button type="button" data-action="skip" '
             'data-key="s"><kbd>s</kbd>Skip</button><button type="button" data-action="undo" data-key="u"><kbd>u</kbd>'
@@ -88,23 +87,18 @@ def build(engine: Engine, table: Path) -> Any:
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
             return look_at(work._replace(at=work.at + 1))
-        labels = labelling.read_labels(table)
-        label = labelling.clean_label(label)
-        labelling.write_labels(table, {**labels, found[0].path: label})
-        done, given = (*work.done, found[0].path), (*work.given, (found[0].id, label))
+        before = labelling.give_label(engine, table, found[0], label)
+        done, given = (*work.done, before), (*work.given, (before.id, label))
         return look_at(work._replace(at=work.at + 1, done=done, given=given))
 
     def undo(work: Work) -> tuple[Any, ...]:
         if not work.at:
             return look_at(work)
-        assert engine.index is not None
         id_ = work.queue[work.at - 1]
-        path = next((item.path for item in engine.index.get([id_])), "")
-        if path in work.done:
-            labels = labelling.read_labels(table)
-            labels.pop(path, None)
-            labelling.write_labels(table, labels)
-        done = tuple(one for one in work.done if one != path)
+        for before in work.done:
+            if before.id == id_:
+                labelling.take_label(engine, table, before)
+        done = tuple(before for before in work.done if before.id != id_)
         given = tuple(pair for pair in work.given if pair[0] != id_)
         return look_at(work._replace(at=work.at - 1, done=done, given=given))
 

@@ -26,7 +26,6 @@ class Maps:
         self.engine = engine
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, str], tuple[list[str], np.ndarray]] = {}
-        self._clusters: dict[int, np.ndarray] = {}
 
     def positions(self, method: str) -> tuple[list[str], np.ndarray]:
         """Ids and positions (N, 2) in [-1, 1]; of a large gallery an even sample."""
@@ -98,12 +97,11 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
         items = engine.index.get([ids[int(row)]]) if row.isdecimal() and int(row) < len(ids) and engine.index else []
         if not items:
             return parts.hint("That picture is no longer in the gallery.")
-        root = parts.folders(engine.index).root  # type: ignore[arg-type]
         item = items[0]
         return (
             f'<figure class="point"><img src="{parts.thumb(item.id)}" alt="">'
             f"<figcaption><strong>{html.escape(item.label or '(no label)')}</strong>"
-            f"<span>{html.escape(parts.shown_path(item.path, root))}</span>"
+            f"<span>{html.escape(engine.places().shown(item.path))}</span>"
             f'<button type="button" data-action="open" data-id="{item.id}">More like this</button>'
             "</figcaption></figure>"
         )
@@ -127,5 +125,5 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
     run = told(draw, lambda text: (None, text, [], ""))
     for control in (method, colour):
         control.change(run, inputs, outputs, **LONG)
-    canvas.select(point, ids, shown, **QUICK)
+    canvas.select(told(point, lambda text: text), ids, shown, **QUICK)
     return (run, inputs, outputs), shown

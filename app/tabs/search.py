@@ -4,15 +4,18 @@ import html
 from typing import Any, NamedTuple
 
 import gradio as gr
+import numpy as np
 
 from app import parts
-from app.engine import Engine, Picture
+from app.access import Access
+from app.batching import Busy
+from app.engine import Engine
 from app.index import Filter, Hit
-from app.tabs.common import QUICK, look, picture_input, told
+from app.tabs.common import BUSY, QUICK, look, picture_input, told
 from app.uploads import Refused
 
 MOST_HITS = 60
-ANY = "any"
+ANY = ""  # the folder that means all; it is shown as "any", which a folder may be called too
 NONE = "(no label)"
 _EMPTY = "Choose a picture, or click one of the gallery, to find its like."
 
@@ -20,7 +23,8 @@ _EMPTY = "Choose a picture, or click one of the gallery, to find its like."
 class Query(NamedTuple):
     """What is searched for: a visitor's picture, or pictures of the gallery; neither shows the gallery itself."""
 
-    picture: Picture | None = None
+    thumbnail: bytes = b""  # of the visitor's picture
+    features: np.ndarray | None = None  # its vector; the picture itself is not kept
     ids: tuple[str, ...] = ()
     trouble: str = ""  # why the picture given cannot be used
 
@@ -32,24 +36,32 @@ class SearchTab(NamedTuple):
     run: Any
     inputs: list[Any]
     outputs: list[Any]
+    filters: list[Any]  # the controls of labels and folder
 
 
 def where(engine: Engine, labels: list[str] | None, folder: str | None) -> Filter:
     """The filter that the controls stand for."""
-    names = parts.folders(engine.index).names if engine.index is not None and folder not in (None, "", ANY) else {}
     given = tuple("" if label == NONE else label for label in labels or ())
-    return Filter(given, names.get(folder or "", ""))
+    return Filter(given, engine.places().names.get(folder or "", ""))
 
 
-def choices(engine: Engine) -> tuple[list[str], list[str]]:
-    """Labels and folders to filter by."""
+def choices(engine: Engine) -> tuple[list[str], list[tuple[str, str]]]:
+    """Labels and folders to filter by, those as they are shown and as they are."""
     if engine.index is None:
-        return [], [ANY]
+        return [], [("any", ANY)]
     labels = [label or NONE for label in sorted(engine.index.labels())]
-    return labels, [ANY, *parts.folders(engine.index).names]
+    return labels, [("any", ANY), *((name, name) for name in engine.places().names)]
 
 
-def build(engine: Engine) -> SearchTab:
+def refresh(engine: Engine, labels: list[str] | None, folder: str | None) -> tuple[Any, Any]:
+    """The controls of labels and folder as the gallery is now; what is gone from it is no longer chosen."""
+    there, folders = choices(engine)
+    chosen = [label for label in labels or () if label in there]
+    kept = folder if folder in dict(folders).values() else ANY
+    return gr.Dropdown(there, value=chosen, multiselect=True), gr.Dropdown(folders, value=kept)
+
+
+def build(engine: Engine, access: Access) -> SearchTab:
     def show(
         query: Query, k: float, labels: list[str] | None, folder: str | None, picks: list[str]
     ) -> tuple[str, str, str]:
@@ -59,13 +71,13 @@ def build(engine: Engine) -> SearchTab:
             return "", parts.hint("There is no gallery; start the app with --gallery DIR."), ""
         if query.trouble:
             return "", parts.problem(query.trouble), ""
-        if not query.picture and not query.ids:
+        if query.features is None and not query.ids:
             items = engine.index.items(limit=most, where=filter_)
             text = _EMPTY if engine.index.count() else "The gallery is empty."
             cards = parts.item_cards(items, chosen=picks)
             return parts.grid(cards, action="like", does="Search like this", pick="Choose"), parts.hint(text), ""
-        if query.picture is not None:
-            hits = engine.search(query.picture, k=most, where=filter_)
+        if query.features is not None:
+            hits = engine.index.search(query.features, most, where=filter_, thumbnails=False)
         else:
             hits = engine.similar(query.ids, k=most, where=filter_)
         cards = parts.hit_cards(hits, chosen=picks)
@@ -77,8 +89,8 @@ def build(engine: Engine) -> SearchTab:
         return parts.hint(f"{len(hits)} pictures, cosine {hits[0].score:.3f} to {hits[-1].score:.3f}.")
 
     def asked(query: Query) -> str:
-        if query.picture is not None:
-            shown = f'<img src="{parts.data_uri(query.picture.thumbnail)}" alt="">'
+        if query.features is not None:
+            shown = f'<img src="{parts.data_uri(query.thumbnail)}" alt="">'
             text = "Like your picture"
         else:
             assert engine.index is not None
@@ -101,9 +113,14 @@ def build(engine: Engine) -> SearchTab:
 
     def upload(path: str | None) -> tuple[Query, Any]:
         try:
-            return Query(picture=look(engine, path)), gr.skip()
+            picture = look(engine, path)
+            if picture is None:
+                return Query(), gr.skip()
+            return Query(picture.thumbnail, engine.embed(picture)), gr.skip()
         except Refused as error:
             return Query(trouble=str(error)), None
+        except Busy:
+            return Query(trouble=BUSY), None
 
     def click(query: Query, picks: list[str], event: gr.EventData) -> tuple[Query, list[str], str, Any]:
         action, id_ = parts.clicked(event)
@@ -117,7 +134,7 @@ def build(engine: Engine) -> SearchTab:
             picks = []
         elif action == "clear":
             query = Query()
-        return query, picks, picked(picks), gr.skip() if query.picture or query.trouble else None
+        return query, picks, picked(picks), gr.skip() if query.features is not None or query.trouble else None
 
     labels, folders = choices(engine)
     query, picks = gr.State(Query(), time_to_live=3600), gr.State([], time_to_live=3600)
@@ -125,7 +142,10 @@ def build(engine: Engine) -> SearchTab:
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
             picture = picture_input("query", says="Drop a picture here\n— or —\nclick to choose one", height=220)
             label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="filter-label")
-            folder = gr.Dropdown(folders, value=ANY, label="Folder", elem_id="filter-folder")
+            folder = gr.Dropdown(
+                folders if access.edits else folders[:1],  # strangers are told no folders
+                value=ANY, label="Folder", elem_id="filter-folder", visible=access.edits,
+            )  # fmt: skip
             count = gr.Slider(4, MOST_HITS, 16, step=4, label="How many", elem_id="count")
         with gr.Column(scale=9, min_width=320):
             chip = parts.panel(name="asked")
@@ -141,10 +161,4 @@ def build(engine: Engine) -> SearchTab:
         control(run, inputs, outputs, **QUICK)
     for panel in (results, chip, bar):
         panel.select(click, [query, picks], [query, picks, bar, picture], **QUICK).then(run, inputs, outputs, **QUICK)
-    return SearchTab(query, run, inputs, outputs)
-
-
-def refresh(engine: Engine) -> tuple[Any, Any]:
-    """The filters' choices as the gallery is now."""
-    labels, folders = choices(engine)
-    return gr.Dropdown(labels), gr.Dropdown(folders)
+    return SearchTab(query, run, inputs, outputs, [label, folder])

@@ -67,11 +67,12 @@ def build(engine: Engine, access: Access) -> Any:
         if taught is None:
             return parts.hint("With examples of two classes there will be an answer here.")
         total = sum(taught.examples.values())
+        measured = f"{total} examples" if taught.measured == total else f"{taught.measured} of {total} examples"
         if taught.accuracy is None:
             head = "<div><strong>–</strong><span>leave-one-out accuracy: it takes two examples of a class</span></div>"
         else:
             head = (
-                f"<div><strong>{taught.accuracy:.0%}</strong><span>leave-one-out accuracy on {total} examples; "
+                f"<div><strong>{taught.accuracy:.0%}</strong><span>leave-one-out accuracy on {measured}; "
                 f"guessing has {taught.chance:.0%}</span></div>"
             )
         rows = parts.bars(list(taught.per_class.items())) if taught.per_class else ""
@@ -162,7 +163,9 @@ def build(engine: Engine, access: Access) -> Any:
 
     def upload(state: State, files: list[str] | None) -> tuple[Any, ...]:
         examples, troubles = [], []
-        for file in files or []:
+        given = dict.fromkeys(files or [])
+        lessons.check_room(state.lesson, len(given))
+        for file in given:
             try:
                 picture = engine.look(file)
                 vector = engine.embed(picture)
