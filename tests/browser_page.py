@@ -130,7 +130,7 @@ def count(page: Any, place: str, number: int) -> None:
 def settled(page: Any) -> None:
     """Wait until no answer is on its way."""
     page.wait_for_function("() => !document.querySelector('.html-container.pending, .progress-text')")
-    page.wait_for_timeout(200)
+    page.wait_for_timeout(400)
 
 
 def keep(page: Any, name: str) -> None:

@@ -213,7 +213,7 @@ def test_teach(browser: Any, served: Served, drawn: Path, tmp_path: Path) -> Non
         count(page, "#lesson .lesson", 2)
         give(page, "#teach-upload", drawn / "golf ball" / "1.jpg", drawn / "golf ball" / "2.jpg")
         until(page, "#lesson .lesson.active header", "2 examples")
-        until(page, "#score", "leave-one-out accuracy on 5 examples")
+        until(page, "#score", "5 examples; guessing has")
         assert page.locator("#score .figures strong").inner_text() in ("60%", "80%", "100%")
         count(page, "#offer .card", 48)
         keep(page, "teach_wide")
@@ -223,7 +223,7 @@ def test_teach(browser: Any, served: Served, drawn: Path, tmp_path: Path) -> Non
         until(page, "#try-verdict .bars", "balls")
         assert page.locator("#try-verdict .name").first.inner_text() == "balls"
         page.locator("#lesson .lesson").nth(0).locator(".card").nth(2).click()  # take one away
-        until(page, "#score", "on 4 examples")
+        until(page, "#score", "4 examples; guessing has")
 
         page.locator("#save-head").click()
         until(page, "#teach-note", "2 classes")
@@ -364,10 +364,24 @@ def test_gallery(browser: Any, odd: Served, tmp_path: Path) -> None:
         until(page, "#gallery-note", "2 pictures added")
         until(page, "#pages", "76 pictures")
 
+        page.get_by_role("button", name="Find duplicates").first.click()
         page.locator("#find-duplicates").click()
-        count(page, "#groups .group", 1)
-        until(page, "#gallery-picked", "1 chosen")
+        until(page, "#gallery-picked", "chosen")
+        page.locator("#groups .group").first.wait_for()
+        groups = [group.split("\n") for group in page.locator("#groups .group").all_inner_texts()]
+        assert any(group.count("kind 20") == 2 for group in groups)  # the untrained model finds others, too
         keep(page, "duplicates_wide")
+        page.get_by_role("button", name="Choose none").click()
+        count(page, ".gradio-container .chosen", 0)
+        page.get_by_role("button", name="Close the groups").click()
+        count(page, "#groups .group", 0)
+        for _ in range(2):  # quicker than the answers
+            page.evaluate("[...document.querySelectorAll('#gallery .card')].slice(2, 5).forEach((one) => one.click())")
+            page.wait_for_timeout(1000)
+            settled(page)
+        count(page, "#gallery-picked .picked", 0)
+        page.locator("#gallery .card").nth(9).click()
+        until(page, "#gallery-picked", "1 chosen")
         page.locator("#gallery-picked").get_by_role("button", name="Delete").click()
         until(page, "#gallery-picked", "Really delete 1?")
         until(page, "#pages", "76 pictures")
@@ -424,7 +438,7 @@ def test_strangers_look_only(browser: Any, served: Served, tmp_path: Path) -> No
             for shown in (1, 2):
                 page.locator("#offer .card").nth(row + shown).click()
                 until(page, "#lesson .lesson.active header", f"{shown} example")
-        until(page, "#score", "leave-one-out accuracy on 4 examples")
+        until(page, "#score", "4 examples; guessing has")
         assert page.get_by_text("is gone when you close it").is_visible()
         assert page.get_by_role("button", name="Save").count() == 0
         keep(page, "public_teach")
@@ -465,8 +479,11 @@ def fill(page: Any, name: str, picture: Path) -> None:
     elif name == "Label":
         page.locator("#worklist img").wait_for()
     elif name == "Gallery":
+        page.locator("#gallery .card").first.wait_for()
+        settled(page)
         page.locator("#gallery .card").first.click()
         page.locator("#gallery-picked .picked").wait_for()
+        page.get_by_role("button", name="Find duplicates").first.click()
         page.get_by_role("button", name="Add pictures").click()
     settled(page)
 
@@ -530,13 +547,16 @@ def test_by_keyboard(browser: Any, served: Served, drawn: Path, name: str) -> No
         for _ in range(220):
             page.keyboard.press("Tab")
             at = page.evaluate(FOCUS)
+            if at is None:  # the end, or the list of a drop-down that closed under the focus: the next one decides
+                page.keyboard.press("Tab")
+                at = page.evaluate(FOCUS)
             if at is None or (stops and at["number"] == 1):
                 break
             stops.append(at)
         assert len(stops) < 220, f"no way out of {stops[-1]['what']}"
         assert [stop["number"] for stop in stops] == list(range(1, len(stops) + 1))
         assert [stop["what"] for stop in stops if not stop["seen"] and stop["width"] > 1] == []
-        assert page.evaluate(MISSED) == []
+        assert page.evaluate(MISSED) == [], [stop["what"] for stop in stops][-2:]
         tabs = [row for row, stop in enumerate(stops) if 'role="tab"' in stop["what"]]
         assert tabs == list(range(len(TABS)))  # they come first
 
