@@ -49,7 +49,9 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_processes_together_equal_one(world: int, alone: Path, tmp_path: Path) -> None:
-    cases = [case for case in distributed_worker.CASES if world == 4 or case != "few_images"]
+    cases = [case for case in distributed_worker.CASES if case != "few_images"]
+    if world == 4:  # on two cores they take long: what their number could change, and a process without images
+        cases = ["pretrain", "few_images"]
     start(world, cases, alone, tmp_path)
     for case in cases:
         ours, one = load_file(tmp_path / f"{case}.safetensors"), load_file(alone / f"{case}.safetensors")
