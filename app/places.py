@@ -34,7 +34,7 @@ def places(folders: Iterable[str]) -> Places:
 
 def _common(paths: Sequence[tuple[str, ...]]) -> str:
     same: list[str] = []
-    for parts in zip(*paths, strict=False):
+    for parts in zip(*paths, strict=False):  # the shortest path ends what all can have in common
         if len(set(parts)) > 1:
             break
         same.append(parts[0])

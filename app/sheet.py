@@ -109,7 +109,7 @@ def _drawn(groups: Sequence[tuple[str, Sequence[Shown]]], title: str) -> Image.I
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
     draw.text((_GAP, 9), _fitting(draw, title, width - 2 * _GAP, large), fill="black", font=large)
     top = _HEADING
-    for (heading, pictures), height in zip(groups, rows, strict=False):
+    for (heading, pictures), height in zip(groups, rows, strict=False):  # as many groups as fit
         start = top
         if heading:
             draw.text((_GAP, top + 9), _fitting(draw, heading, width - 2 * _GAP, large), fill="black", font=large)

@@ -20,7 +20,7 @@ from test_uploads import BAD
 
 import export
 import zoo
-from app import cli, serve
+from app import cli
 from app.uploads import MAX_BYTES
 
 # Runs the command with torch out of reach, and writes down every look-up and connection that is not local.
@@ -204,16 +204,6 @@ def test_a_taken_port_is_said(served: Served) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: Port {port} of 127.0.0.1 cannot be used (")
     assert done.stderr.count("\n") == 1
-
-
-def test_listening_passes_over_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        first = taken.getsockname()[1]
-        monkeypatch.setattr(serve, "FIRST_PORT", min(first, 65_000))
-        with serve.listen("127.0.0.1", None) as found:
-            assert found.getsockname()[1] != first
-        with pytest.raises(ValueError, match="choose another with --port"):
-            serve.listen("127.0.0.1", first)
 
 
 # The command line
