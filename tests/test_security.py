@@ -520,7 +520,10 @@ def test_answers_that_nobody_reads_are_not_kept_for_ever(app: Target) -> None:
     assert statuses[-1] == 503
     for _ in range(30):  # nor of many who call once
         assert app.ask("POST", "/gradio_api/call/similar", {"data": body["data"]}).status in (200, 503)
-    assert "event: error" in app.call("similar", body["data"])  # others are answered
+    until = time.monotonic() + 20  # for the calls that still wait
+    while "Queue is full" in (said := app.call("similar", body["data"])) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert "event: error" in said  # others are answered
 
 
 def test_an_example_given_many_times_is_one_example(app: Target) -> None:
