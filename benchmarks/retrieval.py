@@ -140,7 +140,7 @@ def exact(rows: np.ndarray, queries: np.ndarray, k: int = K) -> np.ndarray:
 
 def recall(found: list[list[int]], right: np.ndarray) -> float:
     """The share of the right rows that was found; ``right`` (Q, k), more queries than were asked do not count."""
-    hits = [len(set(some) & set(row.tolist())) for some, row in zip(found, right, strict=False)]
+    hits = [len(set(some) & set(row.tolist())) for some, row in zip(found, right, strict=False)]  # fewer asked
     return sum(hits) / max(1, sum(len(row) for row in right[: len(found)]))
 
 
@@ -161,13 +161,13 @@ class System:
 
     def build(self, rows: np.ndarray, labels: np.ndarray) -> Iterator[int]:
         """Write ``folder``; how many rows are in, now and then."""
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def open(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def search(self, query: np.ndarray) -> list[int]:
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def many(self, queries: np.ndarray) -> object:
         with ThreadPoolExecutor(self.threads) as pool:
@@ -178,13 +178,13 @@ class System:
 
     def filtered(self, query: np.ndarray) -> list[int]:
         """Among the rows of label 0."""
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def add(self, rows: np.ndarray) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def delete(self, rows: range) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def save(self) -> None:
         """What it takes until additions are on disk; nothing where they are already."""
@@ -712,7 +712,7 @@ def speeds(found: Found, threads: list[int]) -> Iterator[str]:
             row += f" {shown(middle(times), 1e3)} | {shown(p99, 1e3)} |"
             if count == threads[0]:
                 against = found.rounds.get(("numpy", count), [])
-                pairs = zip(rounds, against, strict=False)
+                pairs = zip(rounds, against, strict=False)  # a round may have been left out
                 ratio = middle([middle(one["times"]) / middle(other["times"]) for one, other in pairs])
                 row += f" {shown(middle([one['cpu'] for one in rounds]), 1e3)} | {shown(ratio)} |"
             row += f" {shown(middle([one['rate'] for one in rounds]))} |"

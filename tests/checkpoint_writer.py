@@ -49,7 +49,7 @@ def block(rows: Iterable[tuple[bytes, bytes]], *, restart_interval: int = 16) ->
             restarts.append(len(out))
             previous = b""
         # of any two lengths: what is shared ends with the shorter at the latest
-        both = zip(previous, key, strict=False)
+        both = zip(previous, key, strict=False)  # the shorter key ends what they share
         shared = next((n for n, (a, b) in enumerate(both) if a != b), min(len(previous), len(key)))
         out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         previous = key
