@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib
 import json
 import os
 import socket
@@ -24,6 +23,7 @@ from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
 from app.guard import Limits
 from app.pictures import DRAWN, drawn_folder
+from app.quick import import_page, without_stubs
 from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
 from zoo.files import cache_dir
@@ -68,7 +68,7 @@ def serve(
     ):
         uploads = be_quiet(Path(folder))
         with ThreadPoolExecutor(1) as pool:  # Gradio takes seconds to import: meanwhile the gallery is opened
-            page_modules = pool.submit(lambda: [importlib.import_module(name) for name in ("app.ui", "app.server")])
+            page_modules = pool.submit(import_page)
             students = [OnnxModel(path, threads=_cores()) for path in models or [bundled_student()]]
             index, report = open_gallery(gallery, students[0])
             page_modules.result()
@@ -113,10 +113,12 @@ def application(
 
 
 def be_quiet(folder: Path) -> Path:
-    """Keep Gradio from asking the network for anything, and its files in ``folder``. To be called before its import.
+    """Keep Gradio from asking the network for anything, its files in ``folder``, and it from writing into its package.
+    To be called before its import.
 
-    Environment variables are the only switches it has for this. Returns the folder of uploads.
+    Environment variables are the only switches it has for the first two. Returns the folder of uploads.
     """
+    without_stubs()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")

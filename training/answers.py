@@ -25,7 +25,7 @@ from training.data import ImageSet
 from zoo.files import json_object, written_whole
 from zoo.model_file import sha256_of
 
-FORMAT = "simclrv2-answers-1"
+FORMAT = "simclrv2-answers-2"
 MANIFEST = "manifest.json"
 SHARD_IMAGES = 8192
 ALL_CLASSES = 128  # up to so many, all classes are kept ...

@@ -1,199 +1,13 @@
-"""The authors' training augmentation: its random parameters, one image at a time, and its operations, on batches."""
+"""The augmentation as training calls it: draws the dice of a batch, then makes its views."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from zoo.transforms import bicubic_taps
-
-# ---- colour ----------------------------------------------------------------------------------------------------------
-# Images are float32 (B, 3, H, W), nominally in [0, 1]; factors are (B,), one per image. Nothing is clipped unless said.
-
-
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Every value times ``factor`` (multiplicative, as in v2; v1 added)."""
-    return images * factor.view(-1, 1, 1, 1)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Distance from each channel's mean over the image times ``factor`` (tf.image.adjust_contrast)."""
-    mean = images.mean((2, 3), keepdim=True)
-    return torch.lerp(mean, images, factor.view(-1, 1, 1, 1))
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Saturation of HSV times ``factor``, then clipped to [0, 1] (tf.image.adjust_saturation).
-
-    At constant hue and value a channel lies below the greatest one by a distance proportional to the saturation, so
-    the conversion to HSV and back is one scaling of that distance.
-    """
-    top = images.amax(1, keepdim=True)  # value
-    span = (top - images.amin(1, keepdim=True)).clamp_(min=1e-12)  # saturation = span / top
-    scale = torch.minimum((top / span).clamp_(min=0), factor.clamp(min=0).view(-1, 1, 1, 1))
-    return top - (top - images).mul_(scale)
-
-
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Hue of HSV plus ``shift`` in turns (1.0 is once round the circle), wrapping (tf.image.adjust_hue)."""
-    red, green, blue = images.unbind(1)
-    top, bottom = images.amax(1), images.amin(1)
-    span = top - bottom
-    divisor = span.clamp(min=1e-12)  # greys have no hue; any will do
-    sixths = torch.where(
-        top == red,
-        (green - blue) / divisor,
-        torch.where(top == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
-    )
-    sixths = sixths + 6 * shift.view(-1, 1, 1)
-    offsets = torch.tensor([0.0, 4.0, 2.0]).view(3, 1, 1)  # red peaks at hue 0, green at 2 sixths, blue at 4
-    position = sixths.unsqueeze(1) + offsets  # (B, 3, H, W)
-    position -= torch.floor(position / 6).mul_(6)  # wrap into [0, 6)
-    ramp = position.sub_(3).abs_().sub_(1).clamp_(0, 1)  # 1 within a sixth of the peak, 0 beyond two
-    return ramp.mul_(span.unsqueeze(1)).add_(bottom.unsqueeze(1))
-
-
-def to_grayscale(images: Tensor) -> Tensor:
-    """Luma (0.2989, 0.587, 0.114), repeated in the three channels (tf.image.rgb_to_grayscale)."""
-    red, green, blue = images.unbind(1)
-    luma = red * 0.2989 + green * 0.587 + blue * 0.114
-    return luma.unsqueeze(1).expand(-1, 3, -1, -1)
-
-
-# ---- blur ------------------------------------------------------------------------------------------------------------
-
-
-def blur_kernel_size(height: int) -> int:
-    """Taps of the blur for images of this height: a tenth of it, made odd (code: data_util.random_blur)."""
-    return 2 * ((height // 10) // 2) + 1
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Separable Gaussian blur, one ``sigma`` in pixels per image (B,), padded with zeros: the edges darken.
-
-    ``kernel_size`` is odd; the kernel is cut off there and sums to 1 (code: data_util.gaussian_blur). Written as sums
-    of shifted images, which the CPU does two to four times faster than a depthwise convolution.
-    """
-    radius = kernel_size // 2
-    kernel = torch.exp(-(torch.arange(radius + 1, dtype=torch.float32) ** 2) / (2 * sigma.view(-1, 1) ** 2))
-    kernel = kernel / (2 * kernel.sum(1, keepdim=True) - kernel[:, :1])  # (B, radius + 1), from the middle outwards
-    for axis in (2, 3):
-        length = images.shape[axis]
-        blurred = images * kernel[:, 0].view(-1, 1, 1, 1)
-        for shift in range(1, min(radius, length - 1) + 1):
-            weight, kept = kernel[:, shift].view(-1, 1, 1, 1), length - shift
-            blurred.narrow(axis, 0, kept).addcmul_(images.narrow(axis, shift, kept), weight)
-            blurred.narrow(axis, shift, kept).addcmul_(images.narrow(axis, 0, kept), weight)
-        images = blurred
-    return images
-
-
-# ---- crop ------------------------------------------------------------------------------------------------------------
-
-_ASPECTS = (3 / 4, 4 / 3)
-_AREAS = (0.08, 1.0)
-_MIN_COVERED = 0.1  # of the image, which is the one "object"
-_TRIES = 100
-
-
-def sample_crop(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """A random crop (top, left, height, width) of an image (tf.image.sample_distorted_bounding_box).
-
-    Aspect uniform in (3/4, 4/3); height uniform among those for which the area lies in (0.08, 1) and the crop fits;
-    crops of less than a tenth of the image are drawn again (``min_object_covered`` 0.1); after 100 tries the whole
-    image. On 256 x 256 the mean area is 0.42 and the median 0.38.
-    """
-    for _ in range(_TRIES):
-        aspect = rng.uniform(*_ASPECTS)
-        size = _sample_crop_size(rng, height, width, aspect)
-        if size is not None and size[0] * size[1] >= _MIN_COVERED * height * width:
-            h, w = size
-            # Offsets stop one short of the last place where the crop fits, as TensorFlow's do.
-            return int(rng.integers(max(1, height - h))), int(rng.integers(max(1, width - w))), h, w
-    return 0, 0, height, width
-
-
-def _sample_crop_size(rng: np.random.Generator, height: int, width: int, aspect: float) -> tuple[int, int] | None:
-    least, most = _AREAS[0] * height * width, _AREAS[1] * height * width
-    shortest, tallest = round((least / aspect) ** 0.5), round((most / aspect) ** 0.5)  # half to even, as lrintf
-    if round(tallest * aspect) > width:
-        tallest = int((width + 0.5 - 1e-7) / aspect)
-        tallest -= round(tallest * aspect) > width
-    tallest = min(tallest, height)
-    shortest = min(shortest, tallest)
-    h = int(rng.integers(shortest, tallest + 1))
-    if h * round(h * aspect) < least:  # rounding alone must not fail a crop
-        h += 1
-    if h * round(h * aspect) > most:
-        h -= 1
-    w = round(h * aspect)
-    return (h, w) if least <= h * w <= most and 0 < h <= height and 0 < w <= width else None
-
-
-@lru_cache(maxsize=2048)
-def _taps(source: int, target: int) -> tuple[Tensor, Tensor]:
-    rows, weights = bicubic_taps(source, target)
-    return torch.from_numpy(rows).T.contiguous(), torch.from_numpy(weights).T.contiguous()  # (target, 4) each
-
-
-def resize_crop(
-    image: np.ndarray, crop: tuple[int, int, int, int], size: int, *, flip: bool = False, out: Tensor | None = None
-) -> Tensor:
-    """A crop (top, left, height, width) of a uint8 (H, W, 3) image, resized to float32 (3, size, size) in about [0, 1].
-
-    TensorFlow 1's bicubic (``zoo.transforms.resize_bicubic``) as two matrix products; overshoot is not clipped.
-    ``flip`` mirrors it left to right.
-    """
-    top, left, height, width = crop
-    rows, row_weights = _taps(height, size)
-    columns, column_weights = _taps(width, size)
-    pixels = image[top : top + height, left : left + width]
-    if height > 4 * size:  # a photograph: most rows carry no weight
-        used, inverse = torch.unique(rows, return_inverse=True)
-        pixels, rows, height = pixels[used.numpy()], inverse, len(used)
-    if width > 4 * size:
-        used, inverse = torch.unique(columns, return_inverse=True)
-        pixels, columns, width = pixels[:, used.numpy()], inverse, len(used)
-    down = torch.zeros(size, height).scatter_add_(1, rows, row_weights / 255)
-    across = torch.zeros(size, width).scatter_add_(1, columns, column_weights)
-    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-    wide = (planes.view(3 * height, width) @ (across.flip(0) if flip else across).T).view(3, height, size)
-    return torch.matmul(down, wide, out=out) if out is not None else down @ wide
-
-
-# ---- the whole -------------------------------------------------------------------------------------------------------
-
-_COLOR_OPS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    adjust_hue,
-)
-_CHUNK_PIXELS = 8 * 64 * 64  # images worked on together: as many as stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class View:
-    """The random parameters of one view of one image."""
-
-    crop: tuple[int, int, int, int]  # top, left, height, width
-    flip: bool
-    order: tuple[int, ...]  # of brightness, contrast, saturation, hue (0..3); empty: no jitter
-    factors: tuple[float, float, float, float]
-    grayscale: bool
-    sigma: float  # of the blur, in pixels; 0: none
-
-
-def view_rng(*, seed: int, epoch: int, index: int, view: int) -> np.random.Generator:
-    """The generator of one view of one image: a function of these four numbers and of nothing else."""
-    return np.random.Generator(np.random.Philox(key=_words(seed, 0), counter=_words(0, view, index, epoch)))
-
-
-def _words(*numbers: int) -> np.ndarray:
-    return np.array([n % 2**64 for n in numbers], dtype=np.uint64)
+from training import exact_augment, fast_augment
+from training.dice import Views, draw_views
 
 
 @dataclass(frozen=True)
@@ -202,32 +16,26 @@ class Augmentation:
 
     ``size`` is the side of the views in pixels, ``strength`` that of the colour jitter (1.0 on ImageNet, 0.5 on
     CIFAR-10). ``color=False, blur=False`` leaves crop and flip: fine-tuning, distillation, linear evaluation.
+    ``exact`` takes the plain form (training/exact_augment.py) in the place of the fast one (training/fast_augment.py).
     """
 
     size: int
     strength: float = 1.0
     blur: bool = True
     color: bool = True
+    exact: bool = False
 
-    def sample(self, rng: np.random.Generator, height: int, width: int) -> View:
-        """Draws the parameters of one view of a ``height`` x ``width`` image."""
-        s = self.strength
-        flip, jitter, gray, blur, brightness, contrast, saturation, hue, sigma = rng.random(9).tolist()
-        low, span = max(0.0, 1 - 0.8 * s), 0.8 * s
-        factors = (
-            low + (1 + span - low) * brightness,
-            1 - span + 2 * span * contrast,
-            1 - span + 2 * span * saturation,
-            0.2 * s * (2 * hue - 1),
-        )
-        order = tuple(rng.permutation(4).tolist())
-        return View(
-            crop=sample_crop(rng, height, width),
-            flip=flip < 0.5,
-            order=order if self.color and jitter < 0.8 else (),
-            factors=factors,
-            grayscale=self.color and gray < 0.2,
-            sigma=0.1 + 1.9 * sigma if self.blur and blur < 0.5 else 0.0,
+    def draw(self, shapes: np.ndarray, *, indices: Sequence[int], epoch: int, view: int, seed: int) -> Views:
+        """The parameters of one view of each image; ``shapes`` (B, 2) are heights and widths in pixels."""
+        return draw_views(
+            np.asarray(shapes),
+            strength=self.strength,
+            color=self.color,
+            blur=self.blur,
+            seed=seed,
+            epoch=epoch,
+            indices=np.asarray(indices),
+            view=view,
         )
 
     def __call__(
@@ -238,32 +46,7 @@ class Augmentation:
         ``indices`` are the images' places in the data set: what is drawn for an image depends on (seed, epoch, index,
         view) alone, and not on the batch it is in.
         """
-        views = [
-            self.sample(view_rng(seed=seed, epoch=epoch, index=int(index), view=view), *image.shape[:2])
-            for image, index in zip(images, indices, strict=True)
-        ]
-        return self.apply(images, views)
-
-    def apply(self, images: Sequence[np.ndarray], views: Sequence[View]) -> Tensor:
-        """The views with these parameters: float32 (B, 3, size, size) in [0, 1]."""
-        batch = torch.empty(len(images), 3, self.size, self.size)
-        for out, image, v in zip(batch, images, views, strict=True):
-            resize_crop(image, v.crop, self.size, flip=v.flip, out=out)
-        for place in range(4):
-            for op, adjust in enumerate(_COLOR_OPS):
-                chosen = [i for i, v in enumerate(views) if v.order and v.order[place] == op]
-                for part in _chunks(chosen, self.size):
-                    factor = torch.tensor([views[i].factors[op] for i in part])
-                    batch[part] = adjust(batch[part], factor).clamp_(0, 1)
-        for part in _chunks([i for i, v in enumerate(views) if v.grayscale], self.size):
-            batch[part] = to_grayscale(batch[part])
-        batch.clamp_(0, 1)
-        for part in _chunks([i for i, v in enumerate(views) if v.sigma], self.size):
-            sigma = torch.tensor([views[i].sigma for i in part])
-            batch[part] = gaussian_blur(batch[part], sigma, blur_kernel_size(self.size)).clamp_(0, 1)
-        return batch
-
-
-def _chunks(indices: list[int], size: int) -> list[list[int]]:
-    step = max(1, _CHUNK_PIXELS // size**2)
-    return [indices[i : i + step] for i in range(0, len(indices), step)]
+        shapes = [image.shape[:2] for image in images]
+        views = self.draw(np.array(shapes).reshape(-1, 2), indices=indices, epoch=epoch, view=view, seed=seed)
+        form = exact_augment if self.exact else fast_augment
+        return form.augment(images, views, self.size)

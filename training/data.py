@@ -1,8 +1,10 @@
 """What people bring: folders and tables of images as one set, subsets of it, and batches that can be resumed."""
 
 import csv as csv_module
+import ctypes
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +337,7 @@ def stratified_subset(
 
 # ---- training batches ------------------------------------------------------------------------------------------------
 
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
 _Skipped = list[tuple[int, str]]  # place in the set, reason
 
 
@@ -531,6 +534,16 @@ def _start_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group by a terminal, by torchrun, by systemd
         signal.signal(number, signal.SIG_IGN)  # they are the parent's: it writes a checkpoint, then ends us
     torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Big arrays that are freed stay with the process, where glibc manages memory: fresh pages take time to clear."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 # ---- evaluation batches ----------------------------------------------------------------------------------------------

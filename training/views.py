@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from training.augment import Augmentation, View, view_rng
+from training.augment import Augmentation
 from training.data import ImageSet
+from training.dice import View
 from training.recipes import AnyRecipe, PretrainRecipe
 from zoo.files import written_whole
 from zoo.transforms import read_image
@@ -81,8 +82,9 @@ def _seen(
     pixels: np.ndarray, augmentation: Augmentation, shown: list[tuple[int, int]], *, index: int, seed: int
 ) -> Iterator[tuple[View, np.ndarray]]:
     for epoch, view in shown:
-        drawn = augmentation.sample(view_rng(seed=seed, epoch=epoch, index=index, view=view), *pixels.shape[:2])
-        seen = augmentation([pixels], indices=[index], epoch=epoch, view=view, seed=seed)[0]
+        key: dict[str, Any] = {"indices": [index], "epoch": epoch, "view": view, "seed": seed}
+        (drawn,) = augmentation.draw(np.array([pixels.shape[:2]]), **key)
+        (seen,) = augmentation([pixels], **key)
         yield drawn, (seen * 255).round().byte().permute(1, 2, 0).numpy()
 
 
