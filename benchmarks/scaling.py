@@ -425,8 +425,8 @@ def constants(found: dict[str, list[Point]]) -> dict[str, float]:
     return told
 
 
-def text(found: dict[str, list[Point]], about: str) -> str:
-    """The tables, as Markdown."""
+def text(found: dict[str, list[Point]], about: dict[str, str]) -> str:
+    """The tables, as Markdown, each with how it came about."""
     titles = {
         "loss": "NT-Xent, d = 128, forward and backward",
         "step": "A training step: r18_1x with the stem of 32 pixels",
@@ -434,12 +434,12 @@ def text(found: dict[str, list[Point]], about: str) -> str:
         "index": "The index: random vectors, thumbnails of 4,000 bytes, fp16",
         "embed": "Embedding at 224 pixels on one core",
     }
-    parts = [about]
+    parts = []
     for name in PARTS:
         points = found.get(name)
         if points is None:
             continue
-        lines = [f"### {titles[name]}", ""]
+        lines = [f"### {titles[name]}", "", about[name], ""]
         if name == "embed":
             for point in points:
                 if "network" not in point:
@@ -467,24 +467,24 @@ def main() -> None:
         return
     import torch
 
-    began = time.perf_counter()
     found: dict[str, list[Point]] = {}
+    about: dict[str, str] = {}
     for part in options.part:
+        began = time.perf_counter()
         measure = globals()[f"part_{part}"]
         found[part] = measure(options.quick, options.images) if part == "embed" else measure(options.quick)
-        print(f"\n## {part}\n\n" + "\n".join(table(found[part])), flush=True)
-    about = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}; "
-        f"`python benchmarks/scaling.py --part {' '.join(options.part)}{' --quick' * options.quick}`, "
-        f"{(time.perf_counter() - began) / 60:.0f} minutes, load {os.getloadavg()[0]:.1f} at the end."
-    )
-    print(f"\n{about}")
+        about[part] = (
+            f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
+            f"Python {platform.python_version()}, torch {torch.__version__}; "
+            f"`python benchmarks/scaling.py --part {part}{' --quick' * options.quick}`, "
+            f"{(time.perf_counter() - began) / 60:.0f} minutes, load {os.getloadavg()[0]:.1f} at the end."
+        )
+        print(f"\n## {part}\n\n{about[part]}\n\n" + "\n".join(table(found[part])), flush=True)
     if options.plots:
         draw(found, options.plots)
     if options.write:
-        before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"parts": {}, "about": ""}
-        merged = before["parts"] | found
+        before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"parts": {}, "about": {}}
+        merged, about = before["parts"] | found, before["about"] | about
         with written_whole(RESULTS) as temporary:
             kept = {"about": about, "constants": constants(merged), "parts": merged}
             temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
