@@ -50,10 +50,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of an environment with the group `serve` and the wheel without its dependencies."""
     home = tmp_path_factory.mktemp("serving")
-    subprocess.run([sys.executable, "-m", "venv", str(home / "venv")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
     binaries = home / "venv" / ("Scripts" if os.name == "nt" else "bin")
     group = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["serve"]
-    pip = [str(binaries / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(binaries / "python"), "--disable-pip-version-check"]
+    pip += ["install", "--quiet", "--no-compile"]  # most files are never imported: half a minute of compiling
     subprocess.run([*pip, *group], check=True)
     subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
     return binaries
