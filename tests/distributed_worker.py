@@ -1,13 +1,17 @@
 """Steps of the three stages, alone or as one of several processes: what test_distributed.py runs and compares.
 
-``python distributed_worker.py CASE STATES OUT``, with torchrun's variables in the environment.
+``python distributed_worker.py WORLD CASES STATES OUT``, with MASTER_ADDR and MASTER_PORT in the environment. The
+processes are forked when all is imported, which takes longer than their work.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch._dynamo  # the first optimizer imports it, for seconds
+import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,11 +108,19 @@ def _state(stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return checkpoint.state_of(stage.kept(), optimizer)
 
 
-if __name__ == "__main__":
+def work(rank: int, world: int, cases: list[str], states: Path, out: Path) -> None:
+    """Be one of torchrun's processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
-    given, states_path, out = sys.argv[1].split(","), Path(sys.argv[2]), Path(sys.argv[3])
     with distributed.processes(torch.device("cpu")):
-        for one in given:
-            results = run(one, load_file(states_path / f"{one}.safetensors"))
+        for case in cases:
+            results = run(case, load_file(states / f"{case}.safetensors"))
             if distributed.is_first():
-                save_file(results, out / f"{one}.safetensors")
+                save_file(results, out / f"{case}.safetensors")
+
+
+if __name__ == "__main__":
+    count, given = int(sys.argv[1]), sys.argv[2].split(",")
+    torch.multiprocessing.start_processes(
+        work, (count, given, Path(sys.argv[3]), Path(sys.argv[4])), nprocs=count, start_method="fork"
+    )

@@ -32,13 +32,9 @@ def start(world: int, cases: list[str], states: Path, out: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(WORKER), ",".join(cases), str(states), str(out)]
-    started = [
-        subprocess.Popen(command, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT)
-        for rank in range(world)
-    ]
-    assert [process.wait(timeout=240) for process in started] == [0] * world
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(WORKER), str(world), ",".join(cases), str(states), str(out)]
+    subprocess.run(command, env=os.environ | place, cwd=ROOT, check=True, timeout=240)
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
