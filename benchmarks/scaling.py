@@ -1,13 +1,13 @@
 """Cost against size: NT-Xent, a training step in batch and in processes, the index, embedding; plots and tables.
 
-    python benchmarks/scaling.py [--part loss step processes index embed] [--quick] [--write docs/scaling.md]
+    python benchmarks/scaling.py [--part [loss step processes index embed]] [--quick] [--write docs/scaling.md]
         [--plots docs/images] [--images DIR]
 
 Every figure is of a process of its own: a median of some repetitions, and memory as its greatest resident size beyond
 that before. --quick takes small sizes, to see that all works. --write puts the tables between the marks of a page and
 what was measured into benchmarks/results/scaling.json, which benchmarks/paper_estimate.py reads; parts that were not
-measured this time stay as they were. --images is a folder of JPEGs to decode (the drawn ones unless given). lightly is
-left out where it is not installed. Under ten minutes on two cores.
+measured this time stay as they were (`--part` alone measures none and draws all). --images is a folder of JPEGs to
+decode (the drawn ones unless given). lightly is left out where it is not installed. Under ten minutes on two cores.
 """
 
 import argparse
@@ -235,7 +235,7 @@ def part_loss(quick: bool) -> list[Point]:
 
 
 def part_step(quick: bool) -> list[Point]:
-    sizes = (4, 8) if quick else (16, 32, 64, 128, 256, 512)
+    sizes = (4, 8) if quick else (16, 32, 64, 128, 256)
     return [{"batch": batch} | found for batch in sizes if (found := fresh("step", batch))]
 
 
@@ -355,10 +355,10 @@ def plot(path: Path, panels: Sequence[tuple[str, str, Lines]], *, logarithmic: b
         if logarithmic:
             axes.set(xscale="log", yscale="log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.35 * max(max(ys) for _, ys in lines.values()))  # room for the names
         axes.set(title=title, xlabel=below)
         axes.grid(alpha=0.2)
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="upper left", ncols=1 if logarithmic else 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
@@ -390,9 +390,10 @@ def draw(found: dict[str, list[Point]], folder: Path) -> None:
         panels = [("training, views/s", "whole batch (images)", lines_of(named, "batch", "views_per_second", ["name"]))]
         plot(folder / "scaling_processes.png", panels, logarithmic=False)
     if points := found.get("index"):
-        same = [one for one in points if one["width"] == points[0]["width"]]
+        width = points[0]["width"]
+        same = [{**one, "name": f"{width} numbers each"} for one in points if one["width"] == width]
         panels = [
-            (title, "images", lines_of(same, "images", name, ["width"]))
+            (title, "images", lines_of(same, "images", name, ["name"]))
             for title, name in (
                 ("open to the first answer, s", "open_seconds"),
                 ("a query, ms", "query_ms"),
@@ -455,7 +456,7 @@ def text(found: dict[str, list[Point]], about: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--write", type=Path, help="a page with the marks of the tables")
     parser.add_argument("--plots", type=Path, help="a folder for the pictures (docs/images)")
@@ -480,15 +481,15 @@ def main() -> None:
             f"{(time.perf_counter() - began) / 60:.0f} minutes, load {os.getloadavg()[0]:.1f} at the end."
         )
         print(f"\n## {part}\n\n{about[part]}\n\n" + "\n".join(table(found[part])), flush=True)
-    if options.plots:
-        draw(found, options.plots)
     if options.write:
         before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"parts": {}, "about": {}}
-        merged, about = before["parts"] | found, before["about"] | about
+        found, about = before["parts"] | found, before["about"] | about
         with written_whole(RESULTS) as temporary:
-            kept = {"about": about, "constants": constants(merged), "parts": merged}
+            kept = {"about": about, "constants": constants(found), "parts": found}
             temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        put_between_marks(options.write, "measured", text(merged, about))
+        put_between_marks(options.write, "measured", text(found, about))
+    if options.plots:
+        draw(found, options.plots)
 
 
 if __name__ == "__main__":
