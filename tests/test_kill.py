@@ -96,7 +96,9 @@ def test_killed_at_random_instants(server: Server, three: Undisturbed, tmp_path:
         assert_good(outcome, THREE)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize(
+    "workers", [0, 2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_killed_within_an_epoch_within_a_batch_and_between_stages(
     workers: int, server: Server, two: Undisturbed, tmp_path: Path
 ) -> None:
