@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,25 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture(scope="module")
+def pretended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages load from the authors."""
+    path = tmp_path_factory.mktemp("pretended") / "model.safetensors"
+    zoo.save_file(zoo.create("r50_1x", classify_from=1, seed=0), path)
+    return path
+
+
 @pytest.fixture
-def photos(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def photos(image_folder: Path, pretended: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = image_folder.parent
     image_folder.rename(folder / "photos")
     rows = [f"{name}/{k:02d}.png,{name}" for name in ("circle", "square", "stripes") for k in range(4)]
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SIMCLR_CACHE", str(folder / "cache"))
-    pretended = zoo.create("r50_1x", classify_from=1, seed=0)  # what the pages load from the authors
-    zoo.save_file(pretended, folder / "cache" / "r50_1x" / "finetuned_1pct" / "model.safetensors")
+    weights = folder / "cache" / "r50_1x" / "finetuned_1pct"
+    weights.mkdir(parents=True)
+    shutil.copy(pretended, weights)
     return folder
 
 
