@@ -109,9 +109,15 @@ def twin(name: str) -> zoo.Spec:
     return zoo.Spec(spec.depth, spec.width / 16, spec.sk)
 
 
-@pytest.mark.parametrize("name", zoo.list_models())
-@pytest.mark.parametrize("category", ["pretrained", "finetuned_10pct"])
-def test_every_architecture_makes_the_round_trip(name: str, category: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("category", "name"),
+    [("pretrained", name) for name in zoo.list_models()]
+    + [  # only the classifier's place differs: a few in every run
+        pytest.param("finetuned_10pct", name, marks=() if name.startswith(("r18", "r50")) else pytest.mark.slow)
+        for name in zoo.list_models()
+    ],
+)
+def test_every_architecture_makes_the_round_trip(category: str, name: str, tmp_path: Path) -> None:
     """Its twin of a sixteenth of the width: checkpoint, safetensors, model; every tensor bit for bit."""
     classify_from = 1 if category == "finetuned_10pct" else 0
     with torch.device("meta"):
