@@ -372,18 +372,9 @@ def draw(found: dict[str, list[Point]], folder: Path) -> None:
             for title, name in (("NT-Xent, seconds", "seconds"), ("NT-Xent, MB beyond the inputs", "megabytes"))
         ]
         plot(folder / "scaling_loss.png", panels)
-    if points := found.get("step"):
-        panels = [
-            (
-                title,
-                "batch (images)",
-                lines_of([{"name": "r18_1x, 32 px", **one} for one in points], "batch", name, ["name"]),
-            )
-            for title, name in (
-                ("a training step, views/s", "views_per_second"),
-                ("MB beyond the weights", "megabytes"),
-            )
-        ]
+    if points := found.get("step"):  # its speed is among the processes' lines
+        named = [{"name": "r18_1x, 32 px", **one} for one in points]
+        panels = [("a step, MB beyond the weights", "batch (images)", lines_of(named, "batch", "megabytes", ["name"]))]
         plot(folder / "scaling_step.png", panels, logarithmic=False)
     if points := found.get("processes"):
         named = [{**one, "name": f"{one['processes']} x {one['threads']} thread(s)"} for one in points]
