@@ -113,3 +113,18 @@ def test_compiled_in_one_piece_it_is_the_same():
     compiled = torch.compile(augment.__call__, fullgraph=True)
     for part in (drawn, drawn[1:]):  # unreadable images leave smaller batches
         torch.testing.assert_close(compiled(pixels, part), augment(pixels, part), rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_the_same_and_waits_for_nothing():
+    pictures, cuda = _pictures(5), torch.device("cuda")
+    drawn = parameters(_drawn(pictures, 32), np.arange(5))
+    augment, pixels, there = DeviceAugmentation(32, 90, cuda), pixels_of(pictures, cuda), drawn.to(cuda)
+    augment(pixels, there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        views = augment(pixels, there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    exact = DeviceAugmentation(32, 90, CPU)(pixels_of(pictures), drawn)
+    torch.testing.assert_close(views.cpu(), exact, rtol=0, atol=2e-5)
