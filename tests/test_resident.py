@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from training import data, resident, runs
 from training.augment import Augmentation
 from training.data import Crops
 from training.lars import LARS
-from training.stages import Finetune, Pretrain
+from training.stages import Finetune, Pretrain, Stage
 from training.step import Step
 
 CPU = torch.device("cpu")
@@ -147,14 +149,16 @@ def test_a_run_on_resident_images_is_not_mixed_with_another(image_folder: Path, 
         runs.pretrain(streamed, images, out=tmp_path, device="cpu", resume=True)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_the_host_waits_for_no_value_within_a_step(stage: str) -> None:
+@pytest.mark.parametrize(
+    "stage", [Pretrain, partial(Pretrain, memory=20), Finetune], ids=["pretrain", "memory", "finetune"]
+)
+def test_the_host_waits_for_no_value_within_a_step(stage: Callable[[zoo.SimCLR], Stage]) -> None:
     """On a device that keeps shapes alone every value that the host asks for raises."""
     model = zoo.create(TINY, num_classes=3, image_size=48, seed=0)
     there = torch.device("meta")
-    learner = (Pretrain(model) if stage == "pretrain" else Finetune(model)).train().to(there)
+    learner = stage(model).train().to(there)
     optimizer = LARS(learner.parameter_groups(), lr=0.1, weight_decay=1e-4)
     step = Step(learner, optimizer, device=there, layout=torch.channels_last, clip_norm=1.0)
     batch = {"index": torch.arange(6), "label": torch.arange(6) % 3}
     batch |= {f"view{k}": torch.empty(6, 3, 48, 48, device=there) for k in range(2)}
-    assert step(batch)["loss"].device == there
+    assert [step(batch)["loss"].device for _ in range(2)] == [there, there]
