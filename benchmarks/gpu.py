@@ -5,7 +5,8 @@
 For the r18 with the 32-pixel stem and for r50_1x at 224 pixels: eager, compiled, and compiled with CUDA graphs; what
 the augmentation takes of a step; the step's floating-point operations a second as a share of what a large bf16 product
 reaches on the same card. lightly's loop (SimCLRTransform, NTXentLoss, float32, eight workers, as in its documentation)
-runs beside it where lightly is installed, on a torchvision network of the same shape. Steps of all are interleaved; the
+runs beside it where lightly is installed, on a torchvision network of the same shape. Ours are interleaved, five steps
+at a time so that host and device overlap; lightly's comes after them, as its workers would read ahead meanwhile. The
 figures are medians. Without --images there are smooth blots to train on.
 
 --quick goes through the same code with narrow networks and small batches, and traces without generating code: for a
@@ -166,16 +167,18 @@ def lightly_step(case: Case, folder: Path, device: torch.device, workers: int) -
 
 
 def medians(tasks: dict[str, Callable[[], object]], repeat: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each task until the device is done, in turns, after three warm-ups."""
+    """Seconds of each task until the device is done, in turns, after warm-ups."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(repeat + 3):
+    warm, times = (3, 5) if device.type == "cuda" else (1, 1)
+    for turn in range(warm + repeat):
         for name, task in tasks.items():
             finish(device)
             began = time.perf_counter()
-            task()
+            for _ in range(times):
+                task()
             finish(device)
-            if turn >= 3:
-                seconds[name].append(time.perf_counter() - began)
+            if turn >= warm:
+                seconds[name].append((time.perf_counter() - began) / times)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -214,11 +217,11 @@ def measure(
     images, backend = data.from_folder(folder), "aot_eager" if quick else "inductor"
     ours = {name: Ours(case, images, device, mode, backend) for name, mode in modes.items()}
     operations = ours["eager"].operations()
-    tasks: dict[str, Callable[[], object]] = dict(ours)
-    if importlib.util.find_spec("lightly"):
-        tasks["lightly's loop"] = lightly_step(case, folder, device, 0 if quick else _PEER_WORKERS)
-    steps = medians(tasks, repeat, device)
+    steps = medians(dict(ours), repeat, device)
     parts = {name: medians({"device": it.augmented, "host": it.drawn}, repeat, device) for name, it in ours.items()}
+    if importlib.util.find_spec("lightly"):
+        peer = lightly_step(case, folder, device, workers=_PEER_WORKERS if device.type == "cuda" else 0)
+        steps |= medians({"lightly's loop": peer}, repeat, device)
     views = 2 * case.batch
     print(f"\n## {case.title}, batch {case.batch}\n")
     print(f"goal {case.goal:,} views/s; {operations / views / 1e9:.3g} GFLOP a view\n")
