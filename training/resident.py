@@ -46,7 +46,7 @@ def kept_shapes(shapes: np.ndarray, image_size: int) -> np.ndarray:
 def kept_bytes(images: ImageSet, image_size: int, *, workers: int = 4) -> int:
     """What the set takes on a device, from the files' headers alone; those that cannot be read count as nothing."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        shapes = np.array(list(pool.map(_shape, images.paths, chunksize=_CHUNK))).reshape(-1, 2)
+        shapes = np.array(list(pool.map(_shape, images.paths))).reshape(-1, 2)
     return 3 * int(kept_shapes(shapes, image_size).prod(1).sum())
 
 
