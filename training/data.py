@@ -485,13 +485,17 @@ class TrainingBatches:
         """
         for batch, skipped in loaded(self._steps, range(start_step, total_steps), self.workers):
             self._skips.note(skipped)
-            if not len(batch["index"]) and self._steps.process[1] == 1:
-                names = [self.images.paths[index] for index, _ in skipped]
-                raise ValueError(
-                    f"None of the {len(names)} images of a batch can be read: {_listing(names)}. "
-                    f"The first: {skipped[0][1]} Repair or remove them."
-                )
+            if not len(batch["index"]):
+                self._refuse_empty(skipped)
             yield batch
+
+    def _refuse_empty(self, skipped: _Skipped) -> None:
+        if self._steps.process[1] == 1:
+            names = [self.images.paths[index] for index, _ in skipped]
+            raise ValueError(
+                f"None of the {len(names)} images of a batch can be read: {_listing(names)}. "
+                f"The first: {skipped[0][1]} Repair or remove them."
+            )
 
 
 class _Skips:

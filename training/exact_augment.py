@@ -49,7 +49,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         torch.where(top == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
     )
     sixths = sixths + 6 * shift.view(-1, 1, 1)
-    offsets = torch.tensor([0.0, 4.0, 2.0]).view(3, 1, 1)  # red peaks at hue 0, green at 2 sixths, blue at 4
+    # Red peaks at hue 0, green at 2 sixths, blue at 4: offsets 0, 4, 2, made where the images are.
+    offsets = (torch.arange(3, dtype=images.dtype, device=images.device) * 4 % 6).view(3, 1, 1)
     position = sixths.unsqueeze(1) + offsets  # (B, 3, H, W)
     position -= torch.floor(position / 6).mul_(6)  # wrap into [0, 6)
     ramp = position.sub_(3).abs_().sub_(1).clamp_(0, 1)  # 1 within a sixth of the peak, 0 beyond two

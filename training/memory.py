@@ -1,6 +1,7 @@
 """The memory of SimCLRv2: a moving average of a model's weights, and a buffer of its projections (paper: section 2)."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,13 @@ class MemoryBuffer(nn.Module):
         self.register_buffer("vectors", torch.zeros(capacity, width))
         self.register_buffer("ids", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("added", torch.zeros((), dtype=torch.int64))  # since the beginning
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryBuffer":
+        """What ``to`` goes through: the count stays on the host, which else waits for the device at every look."""
+        added = self.added
+        super()._apply(fn, recurse)
+        self.added = added
+        return self
 
     def negatives(self) -> tuple[Tensor, Tensor]:
         """Vectors (K, D) and image numbers (K,) of what is filled, in no particular order."""

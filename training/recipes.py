@@ -22,6 +22,7 @@ _NOT_NEGATIVE = (
 )
 Statistics = Literal["micro", "global"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Data = Literal["auto", "stream", "resident"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Recipe:
     seed: int = 0
     precision: Precision = "auto"
     workers: int = 1
+    data: Data = "auto"  # decoded for every batch, or once onto the device; auto: the latter on a GPU where it fits
     log_every: int = 10  # steps
     save_every: float = 300.0  # seconds between checkpoints
     score_every: float = 5.0  # epochs between scores on the validation images

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from training import distributed, evaluate, health, schedule
+from training import distributed, evaluate, health, resident, schedule
 from training.answers import image_list_sha256
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
@@ -265,7 +265,10 @@ class _Run:
         chosen = pick_device(device)
         precision = pick_precision(self.recipe.precision, chosen)
         with distributed.processes(chosen) as place, _only_run_in(self.out):
-            config = _config(self.recipe, self.stage, self.images, precision, teacher)
+            kept = resident.choose(
+                self.recipe.data, self.images, image_size=self.recipe.image_size, device=place, crops=self.crops
+            )
+            config = _config(self.recipe, self.stage, self.images, precision, kept, teacher)
             distributed.first_does(lambda: _prepare(self.out, config, resume))
             (finished,) = distributed.any_of(resume and distributed.is_first() and (self.out / MODEL_FILE).exists())
             if finished:
@@ -273,7 +276,7 @@ class _Run:
             distributed.first_does(self._look_first)
             if teacher is not None:
                 teacher.to(place)
-            batches = self._batches()
+            batches = self._batches(place, kept)
             self._train(batches, config, place, precision, resume)
             return self._finish(batches, config)
 
@@ -302,20 +305,23 @@ class _Run:
             draw_views(self.images, self.augmentation, sheet, views=self.views, seed=seed)
             _log.info("what training will see: %s", sheet)
 
-    def _batches(self) -> TrainingBatches:
-        return TrainingBatches(
-            self.images,
-            batch_size=self.recipe.batch_size,
-            augmentation=self.augmentation,
-            views=self.views,
-            seed=self.recipe.seed,
-            workers=self.recipe.workers,
-            crops=self.crops,
-            process=(distributed.rank(), distributed.size()),
-            on_skip=lambda path, reason: _log.warning(
+    def _batches(self, place: torch.device, kept: resident.Kept) -> TrainingBatches:
+        recipe = self.recipe
+        common: dict[str, Any] = {
+            "batch_size": recipe.batch_size,
+            "augmentation": self.augmentation,
+            "views": self.views,
+            "seed": recipe.seed,
+            "workers": recipe.workers,
+            "process": (distributed.rank(), distributed.size()),
+            "on_skip": lambda path, reason: _log.warning(
                 "skipped %s", reason if str(path) in reason else f"{path}: {reason}"
             ),
-        )
+        }
+        if kept == "stream":
+            return TrainingBatches(self.images, **common, crops=self.crops)
+        layout = memory_format(self.stage.model)
+        return resident.ResidentBatches(self.images, **common, device=place, layout=layout, compiled=recipe.compile)
 
     def _train(
         self,
@@ -464,7 +470,12 @@ def _some(paths: list[Path]) -> str:
 
 
 def _config(
-    recipe: AnyRecipe, stage: Stage, images: ImageSet, precision: torch.dtype, teacher: Teacher | None
+    recipe: AnyRecipe,
+    stage: Stage,
+    images: ImageSet,
+    precision: torch.dtype,
+    kept: resident.Kept,
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     settings = dataclasses.asdict(recipe)
     labels = b"" if images.labels is None else images.labels.tobytes()
@@ -475,6 +486,7 @@ def _config(
     same |= {
         "stage": type(stage).__name__,
         "precision": str(precision).removeprefix("torch."),
+        "data": kept,
         "image_list": image_list_sha256(images),
         "labels": hashlib.sha256(labels).hexdigest(),
         "initial": initial.hexdigest(),

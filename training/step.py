@@ -45,10 +45,11 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
 
     def __call__(self, batch: Batch) -> Metrics:
+        counts = self.stage.counts(batch)  # while the labels are on the host: elsewhere it would wait for the device
         batch = {name: self._moved(value) for name, value in batch.items()}
         parts = self.parts(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        metrics = self.gradients(batch, parts)
+        metrics = self.gradients(batch, parts, counts)
         if self.clip_norm:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -73,9 +74,8 @@ class Step:
         cut = {name: value.tensor_split(number) for name, value in batch.items()}
         return [{name: pieces[k] for name, pieces in cut.items()} for k in range(number)]
 
-    def gradients(self, batch: Batch, parts: list[Batch]) -> Metrics:
+    def gradients(self, batch: Batch, parts: list[Batch], counts: Counts) -> Metrics:
         """Leaves the gradient of the whole batch's loss in the parameters; the metrics of this process's share."""
-        counts = self.stage.counts(batch)
         if not counts.images:
             raise ValueError("None of the images of a batch can be read by any process; repair or remove them.")
         with self._autocast():
