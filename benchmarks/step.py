@@ -1,29 +1,183 @@
-"""Training on this machine: views a second of the augmentation and of one SimCLR step, beside peers in the same run.
+"""A SimCLR step on this machine: views a second beside lightly's and solo-learn's, and where ours spends its time.
 
-    python benchmarks/step.py [--size 64] [--batch 64] [--repeat 7]
+    python benchmarks/step.py [--model r18_1x] [--size 32] [--batch 128] [--repeat 5] [--images DIR]
 
-Peers: torchvision's ResNet-18 (contiguous, as its users get it, and channels-last) under the same loss and optimizer;
-torchvision's v2 transforms for the augmentation (other semantics: its own crop sampler and colour rules). Interleaved,
-medians; the ratio to the peer is what carries over to other machines.
+Ours is the step of training/runs.py: one pass for both views, NT-Xent, LARS, in the precision, layout and memory that it
+chooses; peers run in the same process and so with the same memory. lightly's is the loop of its documentation (torchvision's ResNet, a pass for each view, SGD) as
+given and in its best form (channels-last, bf16 autocast); solo-learn's, from its own loss and LARS. Both get the
+projection head of their defaults. Steps are taken in turns; medians. With --images, the share of time of the data is
+measured too: views made by one loader process against steps.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from torch import nn
-from torchvision.transforms import v2
+from torch import Tensor, nn
 
 import zoo
 from training.augment import Augmentation
+from training.data import TrainingBatches, from_folder, keep_freed_memory
 from training.lars import LARS
-from training.losses import nt_xent_loss
+from training.loop import memory_format, pick_precision
 from training.stages import Pretrain
+from training.step import Step
+
+CPU = torch.device("cpu")
+DEPTHS = {"r18_1x": "resnet18", "r50_1x": "resnet50"}
+"""Names of ours and torchvision's."""
+
+
+# ---- the competitors -------------------------------------------------------------------------------------------------
+
+
+def our_step(model: str, size: int, batch: int, precision: str) -> Step:
+    stage = Pretrain(zoo.create(model, num_classes=None, image_size=size, seed=0)).train()
+    layout = memory_format(stage.model)
+    stage.to(memory_format=layout)  # type: ignore[call-overload]
+    chosen = pick_precision(precision, CPU)
+    if chosen is torch.bfloat16 and small_planes.multiplies_tiles():
+        small_planes.use_matrix_products(stage)
+    optimizer = LARS(stage.parameter_groups(), lr=0.1, weight_decay=1e-4)
+    return Step(stage, optimizer, device=CPU, precision=chosen, layout=layout)
+
+
+def ours(model: str, size: int, batch: int, precision: str) -> Callable[[], object]:
+    step = our_step(model, size, batch, precision)
+    views = torch.rand(2, batch, 3, size, size)
+    return lambda: step({"view0": views[0], "view1": views[1]})
+
+
+def backbone(model: str, size: int) -> tuple[nn.Module, int]:
+    """torchvision's network as both peers use it, and its features' width; for 32 pixels with their small stem."""
+    network = getattr(torchvision.models, DEPTHS[model])()
+    if size <= 32:
+        network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    width = network.fc.in_features
+    network.fc = nn.Identity()
+    return network, width
+
+
+def peer_step(
+    network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizer: Any, size: int, batch: int, *, best: bool
+) -> Callable[[], object]:
+    """A pass for each view, as both peers do. ``best``: channels-last and bf16."""
+    layout = torch.channels_last if best else torch.contiguous_format
+    network.train().to(memory_format=layout)  # type: ignore[call-overload]
+    views = [torch.rand(batch, 3, size, size).contiguous(memory_format=layout) for _ in range(2)]
+
+    def step() -> None:
+        context: AbstractContextManager[object] = torch.autocast("cpu", torch.bfloat16) if best else nullcontext()
+        with context:
+            z0, z1 = network(views[0]), network(views[1])
+            value = loss(z0, z1)
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def lightlys(model: str, size: int, batch: int, *, best: bool) -> Callable[[], object]:
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+
+    trunk, width = backbone(model, size)
+    network = nn.Sequential(trunk, SimCLRProjectionHead(width, width, 128))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
+    return peer_step(network, NTXentLoss(), optimizer, size, batch, best=best)
+
+
+def solo_learns(model: str, size: int, batch: int, *, best: bool) -> Callable[[], object]:
+    loss, lars = (_part_of("solo", file) for file in ("losses/simclr.py", "utils/lars.py"))
+    trunk, width = backbone(model, size)
+    network = nn.Sequential(trunk, nn.Linear(width, 2048), nn.ReLU(), nn.Linear(2048, 128))
+    sgd = torch.optim.SGD(network.parameters(), lr=0.3, weight_decay=1e-4, momentum=0.9)
+    optimizer = lars.LARSWrapper(sgd, eta=0.02, clip=True, exclude_bias_n_norm=True)
+    return peer_step(network, loss.simclr_loss_func, optimizer, size, batch, best=best)
+
+
+def _part_of(package: str, file: str) -> ModuleType:
+    """One file of an installed package, without the package's own import, which wants more than is needed here."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError(package)
+    path = Path(next(iter(spec.submodule_search_locations))) / file
+    found = importlib.util.spec_from_file_location(f"{package}_{path.stem}", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def competitors(model: str, size: int, batch: int) -> dict[str, Callable[[], object]]:
+    found = {
+        "ours": ours(model, size, batch, "auto"),
+        "ours, fp32": ours(model, size, batch, "fp32"),
+    }
+    if importlib.util.find_spec("lightly"):
+        found["lightly, default"] = lightlys(model, size, batch, best=False)
+        found["lightly, channels-last, bf16"] = lightlys(model, size, batch, best=True)
+    if importlib.util.find_spec("solo"):
+        found["solo-learn, default"] = solo_learns(model, size, batch, best=False)
+        found["solo-learn, channels-last, bf16"] = solo_learns(model, size, batch, best=True)
+    return found
+
+
+# ---- where the time goes ---------------------------------------------------------------------------------------------
+
+
+def shares(model: str, size: int, batch: int, repeat: int) -> dict[str, float]:
+    """Median seconds of forward, loss, backward and optimizer of our step."""
+    step = our_step(model, size, batch, "auto")
+    stage = step.stage
+    views = torch.rand(2, batch, 3, size, size).to(memory_format=torch.contiguous_format)
+    data = {f"view{k}": step._moved(views[k]) for k in range(2)}
+    rows: list[list[float]] = []
+    for _ in range(repeat + 1):
+        marks = [time.perf_counter()]
+        with torch.autocast("cpu", step.precision, enabled=step.precision is not torch.float32):
+            outputs = stage.outputs(data)
+            marks.append(time.perf_counter())
+            loss = stage.loss(outputs, data, stage.counts(data))["loss"]
+            marks.append(time.perf_counter())
+        loss.backward()
+        marks.append(time.perf_counter())
+        step.optimizer.step()
+        step.optimizer.zero_grad()
+        marks.append(time.perf_counter())
+        rows.append([b - a for a, b in itertools.pairwise(marks)])
+    names = ("forward", "loss", "backward", "optimizer")
+    return {name: statistics.median(row[k] for row in rows[1:]) for k, name in enumerate(names)}
+
+
+def data_seconds(folder: Path, size: int, batch: int, steps: int) -> float:
+    """Median seconds in which one loader process, alone, makes a batch of two views each."""
+    batches = TrainingBatches(
+        from_folder(folder), batch_size=batch, augmentation=Augmentation(size), views=2, seed=0, workers=1
+    )
+    times, began = [], time.perf_counter()
+    for _ in batches.stream(total_steps=steps + 3):
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return statistics.median(times[3:])  # the first ones were made ahead, or wait for the process to start
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
 
 
 def interleaved(tasks: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
@@ -38,88 +192,44 @@ def interleaved(tasks: dict[str, Callable[[], object]], repeat: int) -> dict[str
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def ours(size: int, batch: int) -> Callable[[], object]:
-    stage = Pretrain(zoo.create("r18_1x", num_classes=None, image_size=size, seed=0)).train()
-    stage.to(memory_format=torch.channels_last)
-    optimizer = LARS(stage.parameter_groups(), lr=0.1, weight_decay=1e-4)
-    views = torch.rand(2, batch, 3, size, size)
-    data = {f"view{k}": views[k].contiguous(memory_format=torch.channels_last) for k in range(2)}
-
-    def step() -> None:
-        optimizer.zero_grad()
-        stage(data)["loss"].backward()
-        optimizer.step()
-
-    return step
-
-
-def peer(size: int, batch: int, layout: torch.memory_format) -> Callable[[], object]:
-    network = torchvision.models.resnet18()
-    network.fc = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
-    network.train().to(memory_format=layout)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    images = torch.rand(2 * batch, 3, size, size).contiguous(memory_format=layout)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nt_xent_loss(*network(images).chunk(2)).backward()
-        optimizer.step()
-
-    return step
-
-
-def augmentations(size: int, images: list[np.ndarray]) -> dict[str, Callable[[], object]]:
-    mine = Augmentation(size)
-    theirs = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=False),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-            v2.RandomGrayscale(0.2),
-            v2.RandomApply([v2.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], p=0.5),
-        ]
-    )
-    tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
-    indices = range(len(images))
-    return {
-        "ours": lambda: mine(images, indices=indices, epoch=0, view=0, seed=0),
-        "torchvision v2": lambda: torch.stack([theirs(tensor) for tensor in tensors]),
-    }
+def report(options: argparse.Namespace) -> str:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision")]
+    versions += [
+        f"{name} {importlib.metadata.version(name)}"
+        for name, package in (("lightly", "lightly"), ("solo-learn", "solo"))
+        if importlib.util.find_spec(package)
+    ]
+    lines = [
+        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{', '.join(versions)}; {options.model}, {options.size} pixels, batch {options.batch}, "
+        f"median of {options.repeat}, load {os.getloadavg()[0]:.1f}",
+        "",
+        "| step | views/s | ours is, times |",
+        "|---|---:|---:|",
+    ]
+    seconds = interleaved(competitors(options.model, options.size, options.batch), options.repeat)
+    for name, value in seconds.items():
+        lines.append(f"| {name} | {2 * options.batch / value:,.0f} | {value / seconds['ours']:.2f} |")
+    found = shares(options.model, options.size, options.batch, options.repeat)
+    whole = sum(found.values())
+    lines += ["", "| part of our step | s | share |", "|---|---:|---:|"]
+    lines += [f"| {name} | {value:.3f} | {value / whole:.1%} |" for name, value in found.items()]
+    if options.images:
+        data = data_seconds(options.images, options.size, options.batch, options.repeat)
+        lines += [f"| (data, by one process beside it) | {data:.3f} | {data / whole:.1%} of a step |"]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--model", default="r18_1x", choices=list(DEPTHS))
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--images", type=Path, help="a folder of images: measure the data, too")
     options = parser.parse_args()
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, ", end=""
-    )
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {options.size} px, batch {options.batch}")
-
-    steps = {
-        "ours, channels-last": ours(options.size, options.batch),
-        "torchvision resnet18": peer(options.size, options.batch, torch.contiguous_format),
-        "torchvision resnet18, channels-last": peer(options.size, options.batch, torch.channels_last),
-    }
-    report("SimCLR step, views/s", interleaved(steps, options.repeat), 2 * options.batch)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (224, 300, 3), dtype=np.uint8) for _ in range(64)]
-    report("augmentation, views/s on one core", interleaved(augmentations(options.size, images), options.repeat), 64)
-    torch.set_num_threads(threads)
-
-
-def report(title: str, seconds: dict[str, float], views: int) -> None:
-    """A line a competitor; the ratio is ours over it."""
-    first = next(iter(seconds.values()))
-    print(f"\n{title}")
-    for name, value in seconds.items():
-        print(f"  {name:40} {views / value:8.0f}   ours is {value / first:5.2f} times as fast")
+    keep_freed_memory()
+    sys.stdout.write(report(options) + "\n")
 
 
 if __name__ == "__main__":

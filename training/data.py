@@ -337,7 +337,7 @@ def stratified_subset(
 
 # ---- training batches ------------------------------------------------------------------------------------------------
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of <malloc.h>
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of <malloc.h>
 _Skipped = list[tuple[int, str]]  # place in the set, reason
 
 
@@ -542,11 +542,14 @@ def _start_worker(worker: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Big arrays that are freed stay with the process, where glibc manages memory: fresh pages take time to clear."""
+    """From here on what is freed stays with the process, where glibc manages memory: fresh pages take time to clear.
+
+    A step of ResNet-18 at batch 128 would clear 320,000 of them. Other systems are left as they are.
+    """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that glibc takes
+            mallopt(_MMAP_MAX, 0)
             mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 

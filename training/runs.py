@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from training import distributed, evaluate, health, resident, schedule
+from training import distributed, evaluate, health, resident, schedule, small_planes
 from training.answers import image_list_sha256
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
-from training.data import Crops, ImageSet, TrainingBatches, labels_per_class, require_labels
+from training.data import Crops, ImageSet, TrainingBatches, keep_freed_memory, labels_per_class, require_labels
 from training.lars import LARS
 from training.loop import Entry, Plan, memory_format, pick_device, pick_precision, train, write_config
 from training.recipes import SAME_RESULT, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
@@ -343,6 +343,10 @@ class _Run:
             distributed.make_global(module)
         if recipe.recompute:
             recompute_activations(stage.model)
+        if place.type == "cpu":
+            keep_freed_memory()
+            if precision is torch.bfloat16 and small_planes.multiplies_tiles() and not recipe.compile:
+                small_planes.use_matrix_products(stage)
         optimizer = _optimizer(recipe, stage, decay=self.decay)
         network = distributed.data_parallel(stage.path)
         stage.set_network(torch.compile(network) if recipe.compile else network)
