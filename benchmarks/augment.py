@@ -72,7 +72,7 @@ def torchvisions(size: int, pixels: list[np.ndarray]) -> Callable[[], object]:
             v2.RandomApply([v2.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], p=0.5),
         ]
     )
-    tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in pixels]
+    tensors = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in pixels]
     return lambda: torch.stack([theirs(tensor) for tensor in tensors])
 
 

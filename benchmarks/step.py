@@ -2,11 +2,12 @@
 
     python benchmarks/step.py [--model r18_1x] [--size 32] [--batch 128] [--repeat 5] [--images DIR]
 
-Ours is the step of training/runs.py: one pass for both views, NT-Xent, LARS, in the precision, layout and memory that it
-chooses; peers run in the same process and so with the same memory. lightly's is the loop of its documentation (torchvision's ResNet, a pass for each view, SGD) as
-given and in its best form (channels-last, bf16 autocast); solo-learn's, from its own loss and LARS. Both get the
-projection head of their defaults. Steps are taken in turns; medians. With --images, the share of time of the data is
-measured too: views made by one loader process against steps.
+Ours is the step of training/runs.py: one pass for both views, NT-Xent, LARS, in the precision and layout that it
+chooses on this processor; peers run in the same process, and so keep the memory that they free, too. lightly's is the
+loop of its documentation (torchvision's ResNet, a pass for each view, SGD) as given and in its best form
+(channels-last, bf16 autocast); solo-learn's, from its own loss and LARS. Both get the projection head of their
+defaults. Steps are taken in turns; medians. With --images, the share of time of the data is measured too: a batch made
+by one loader process, alone.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import torchvision
 from torch import Tensor, nn
 
 import zoo
+from training import small_planes
 from training.augment import Augmentation
 from training.data import TrainingBatches, from_folder, keep_freed_memory
 from training.lars import LARS
