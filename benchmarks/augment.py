@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 from training import exact_augment, fast_augment
 from training.augment import Augmentation
 from training.data import from_folder, keep_freed_memory
+from training.dice import Views
 from zoo.transforms import read_image
 
 
@@ -31,16 +32,16 @@ def tasks(size: int, paths: list[Path]) -> dict[str, tuple[Callable[[], object],
     """Name -> the work and its views. Ours writes into memory that is there, as a loader does."""
     pixels = [read_image(path) for path in paths]
     shapes = np.array([image.shape[:2] for image in pixels])
-    augmentation, out = Augmentation(size), torch.empty(len(paths), 3, size, size)
+    augmentation, out = Augmentation(size), torch.empty(2 * len(paths), 3, size, size)
 
-    def ours(images: list[np.ndarray], view: int = 0) -> Tensor:
-        views = augmentation.draw(shapes, indices=range(len(images)), epoch=0, view=view, seed=0)
-        return fast_augment.augment(images, views, size, out=out)
+    def ours() -> Tensor:
+        drawn = [augmentation.draw(shapes, indices=range(len(paths)), epoch=0, view=view, seed=0) for view in range(2)]
+        return fast_augment.augment(pixels * 2, Views.joined(drawn), size, out=out)
 
     def from_files() -> None:
-        images = [read_image(path) for path in paths]
-        for view in range(2):
-            ours(images, view)
+        augmentation.views(
+            [read_image(path) for path in paths], indices=range(len(paths)), epoch=0, views=(0, 1), seed=0
+        )
 
     def exact() -> None:
         few = slice(len(paths) // 4)
@@ -48,7 +49,7 @@ def tasks(size: int, paths: list[Path]) -> dict[str, tuple[Callable[[], object],
         exact_augment.augment(pixels[few], views, size)
 
     found: dict[str, tuple[Callable[[], object], int]] = {
-        "ours": (lambda: ours(pixels), len(paths)),
+        "ours": (ours, 2 * len(paths)),
         "ours, from JPEG (two views each)": (from_files, 2 * len(paths)),
         "ours, exact form": (exact, len(paths) // 4),
         "torchvision v2, tensors": (torchvisions(size, pixels), len(paths)),

@@ -120,6 +120,10 @@ def test_a_view_depends_on_seed_epoch_index_and_view_alone(exact, size):
     for parts in (1, 7, 30):
         for places in np.array_split(np.arange(60), 60 // parts):
             assert torch.equal(views(places), whole[torch.from_numpy(places)])
+    both = augmentation.views([images[i] for i in indices], indices=indices, epoch=3, views=(1, 0), seed=7)
+    assert torch.equal(both[0], whole)
+    assert torch.equal(both[1], augmentation([images[i] for i in indices], indices=indices, epoch=3, view=0, seed=7))
+    assert augmentation.views([], indices=[], epoch=0, views=(0, 1), seed=7).shape == (2, 0, 3, size, size)
     keys = [{"seed": 7, "epoch": 3, "view": 1}, {"seed": 8, "epoch": 3, "view": 1}, {"seed": 7, "epoch": 4, "view": 1}]
     keys += [{"seed": 7, "epoch": 3, "view": 0}, {"seed": 3, "epoch": 7, "view": 1}]
     others = [augmentation(images[:1], indices=[i], **key) for key in keys for i in (100, 101)]

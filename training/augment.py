@@ -46,7 +46,14 @@ class Augmentation:
         ``indices`` are the images' places in the data set: what is drawn for an image depends on (seed, epoch, index,
         view) alone, and not on the batch it is in.
         """
-        shapes = [image.shape[:2] for image in images]
-        views = self.draw(np.array(shapes).reshape(-1, 2), indices=indices, epoch=epoch, view=view, seed=seed)
+        return self.views(images, indices=indices, epoch=epoch, views=[view], seed=seed)[0]
+
+    def views(
+        self, images: Sequence[np.ndarray], *, indices: Sequence[int], epoch: int, views: Sequence[int], seed: int
+    ) -> Tensor:
+        """Several views of each image, made together, as ``__call__`` makes each: (len(views), B, 3, size, size)."""
+        shapes = np.array([image.shape[:2] for image in images]).reshape(-1, 2)
+        drawn = [self.draw(shapes, indices=indices, epoch=epoch, view=view, seed=seed) for view in views]
         form = exact_augment if self.exact else fast_augment
-        return form.augment(images, views, self.size)
+        made = form.augment([*images] * len(views), Views.joined(drawn), self.size)
+        return made.unflatten(0, (len(views), len(images)))

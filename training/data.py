@@ -391,8 +391,8 @@ class _TrainingSteps(Dataset[tuple[dict[str, Tensor], _Skipped]]):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a worker: the last bits may depend on it
         try:
-            for view in range(self.views):
-                batch[f"view{view}"] = self.augmentation(pixels, indices=kept, epoch=epoch, view=view, seed=seed)
+            views = self.augmentation.views(pixels, indices=kept, epoch=epoch, views=range(self.views), seed=seed)
+            batch |= {f"view{number}": view for number, view in enumerate(views)}
         finally:
             torch.set_num_threads(threads)
         return batch, skipped

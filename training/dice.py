@@ -6,9 +6,9 @@ has a fixed place in the blocks, so all views of a batch are drawn at once.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import permutations
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -154,6 +154,11 @@ class Views:
 
     def __iter__(self) -> Iterator[View]:
         return (self[place] for place in range(len(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One batch after the other."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def draw_views(
