@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from training import small_planes
@@ -167,6 +168,20 @@ def shares(model: str, size: int, batch: int, repeat: int) -> dict[str, float]:
     return {name: statistics.median(row[k] for row in rows[1:]) for k, name in enumerate(names)}
 
 
+def arithmetic(model: str, size: int, batch: int) -> float:
+    """Operations of one step of ours; a multiplication and an addition are two."""
+    take = ours(model, size, batch, "auto")
+    with FlopCounterMode(display=False) as counter:
+        take()
+    return float(counter.get_total_flops())
+
+
+def peak(repeat: int, side: int = 2048) -> float:
+    """Operations a second of a product of two bf16 matrices: what the processor could do."""
+    a, b = torch.randn(2, side, side).bfloat16().unbind()
+    return 2 * side**3 / interleaved({"product": lambda: a @ b}, 4 * repeat)["product"]
+
+
 def data_seconds(folder: Path, size: int, batch: int, steps: int) -> float:
     """Median seconds in which one loader process, alone, makes a batch of two views each."""
     batches = TrainingBatches(
@@ -219,6 +234,8 @@ def report(options: argparse.Namespace) -> str:
     if options.images:
         data = data_seconds(options.images, options.size, options.batch, options.repeat)
         lines += [f"| (data, by one process beside it) | {data:.3f} | {data / whole:.1%} of a step |"]
+    speed, most = arithmetic(options.model, options.size, options.batch) / whole, peak(options.repeat)
+    lines += ["", f"{speed / 1e12:.2f} of {most / 1e12:.2f} TFLOP/s of a bf16 matrix product: {speed / most:.0%}"]
     return "\n".join(lines)
 
 
