@@ -2,12 +2,11 @@
 
     python benchmarks/step.py [--model r18_1x] [--size 32] [--batch 128] [--repeat 5] [--images DIR]
 
-Ours is the step of training/runs.py: one pass for both views, NT-Xent, LARS, in the precision and layout that it
-chooses on this processor; peers run in the same process, and so keep the memory that they free, too. lightly's is the
-loop of its documentation (torchvision's ResNet, a pass for each view, SGD) as given and in its best form
-(channels-last, bf16 autocast); solo-learn's, from its own loss and LARS. Both get the projection head of their
-defaults. Steps are taken in turns; medians. With --images, the share of time of the data is measured too: a batch made
-by one loader process, alone.
+Ours is the step of training/runs.py: one pass for both views, NT-Xent, LARS, in the precision, layout and memory that
+it chooses on this processor. lightly's is the loop of its documentation (torchvision's ResNet, a pass for each view,
+SGD) as given and in its best form (channels-last, bf16 autocast); solo-learn's, from its own loss and LARS. Both get
+the projection head of their defaults. Each has a process of its own; steps are taken in turns; medians. With --images,
+the share of time of the data is measured too: a batch made by one loader process, alone.
 """
 
 import argparse
@@ -17,10 +16,12 @@ import itertools
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -127,18 +128,48 @@ def _part_of(package: str, file: str) -> ModuleType:
     return module
 
 
-def competitors(model: str, size: int, batch: int) -> dict[str, Callable[[], object]]:
-    found = {
-        "ours": ours(model, size, batch, "auto"),
-        "ours, fp32": ours(model, size, batch, "fp32"),
-    }
-    if importlib.util.find_spec("lightly"):
-        found["lightly, default"] = lightlys(model, size, batch, best=False)
-        found["lightly, channels-last, bf16"] = lightlys(model, size, batch, best=True)
-    if importlib.util.find_spec("solo"):
-        found["solo-learn, default"] = solo_learns(model, size, batch, best=False)
-        found["solo-learn, channels-last, bf16"] = solo_learns(model, size, batch, best=True)
+Maker = Callable[[str, int, int], Callable[[], object]]
+
+
+def competitors() -> dict[str, Maker]:
+    """Name -> what makes its step from model, size and batch; peers that are not installed are left out."""
+    found: dict[str, Maker] = {"ours": partial(ours, precision="auto"), "ours, fp32": partial(ours, precision="fp32")}
+    for package, name, maker in (("lightly", "lightly", lightlys), ("solo", "solo-learn", solo_learns)):
+        if importlib.util.find_spec(package):
+            found[f"{name}, default"] = partial(maker, best=False)
+            found[f"{name}, channels-last, bf16"] = partial(maker, best=True)
     return found
+
+
+def serve(name: str, model: str, size: int, batch: int) -> None:
+    """In a process of its own: a step for every line that comes in, its seconds out."""
+    if name.startswith("ours"):
+        keep_freed_memory()  # as training/runs.py does; the peers' loops leave memory as they find it
+    take = competitors()[name](model, size, batch)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        take()
+        print(time.perf_counter() - began, flush=True)
+
+
+def in_turns(model: str, size: int, batch: int, repeat: int) -> dict[str, float]:
+    """Median seconds of each competitor's step, in turns, after one warm-up."""
+    command = [sys.executable, __file__, "--model", model, "--size", str(size), "--batch", str(batch), "--serve"]
+    processes = {
+        name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for name in competitors()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in processes}
+    for _ in range(repeat + 1):
+        for name, process in processes.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            seconds[name].append(float(process.stdout.readline()))
+    for process in processes.values():
+        process.communicate()
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 # ---- where the time goes ---------------------------------------------------------------------------------------------
@@ -179,7 +210,12 @@ def arithmetic(model: str, size: int, batch: int) -> float:
 def peak(repeat: int, side: int = 2048) -> float:
     """Operations a second of a product of two bf16 matrices: what the processor could do."""
     a, b = torch.randn(2, side, side).bfloat16().unbind()
-    return 2 * side**3 / interleaved({"product": lambda: a @ b}, 4 * repeat)["product"]
+    times = []
+    for _ in range(5 * repeat):
+        began = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - began)
+    return 2 * side**3 / statistics.median(times)
 
 
 def data_seconds(folder: Path, size: int, batch: int, steps: int) -> float:
@@ -197,18 +233,6 @@ def data_seconds(folder: Path, size: int, batch: int, steps: int) -> float:
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def interleaved(tasks: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Median seconds of each task, in turns, after one warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(repeat + 1):
-        for name, task in tasks.items():
-            began = time.perf_counter()
-            task()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def report(options: argparse.Namespace) -> str:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchvision")]
     versions += [
@@ -224,7 +248,7 @@ def report(options: argparse.Namespace) -> str:
         "| step | views/s | ours is, times |",
         "|---|---:|---:|",
     ]
-    seconds = interleaved(competitors(options.model, options.size, options.batch), options.repeat)
+    seconds = in_turns(options.model, options.size, options.batch, options.repeat)
     for name, value in seconds.items():
         lines.append(f"| {name} | {2 * options.batch / value:,.0f} | {value / seconds['ours']:.2f} |")
     found = shares(options.model, options.size, options.batch, options.repeat)
@@ -246,7 +270,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--images", type=Path, help="a folder of images: measure the data, too")
+    parser.add_argument("--serve", choices=list(competitors()), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.model, options.size, options.batch)
+        return
     keep_freed_memory()
     sys.stdout.write(report(options) + "\n")
 
