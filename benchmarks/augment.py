@@ -21,27 +21,23 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from training import exact_augment, fast_augment
+from training import exact_augment
 from training.augment import Augmentation
 from training.data import from_folder, keep_freed_memory
-from training.dice import Views
 from zoo.transforms import read_image
 
 
 def tasks(size: int, paths: list[Path]) -> dict[str, tuple[Callable[[], object], int]]:
-    """Name -> the work and its views. Ours writes into memory that is there, as a loader does."""
+    """Name -> the work and its views."""
     pixels = [read_image(path) for path in paths]
     shapes = np.array([image.shape[:2] for image in pixels])
-    augmentation, out = Augmentation(size), torch.empty(2 * len(paths), 3, size, size)
+    augmentation = Augmentation(size)
 
-    def ours() -> Tensor:
-        drawn = [augmentation.draw(shapes, indices=range(len(paths)), epoch=0, view=view, seed=0) for view in range(2)]
-        return fast_augment.augment(pixels * 2, Views.joined(drawn), size, out=out)
+    def ours(images: list[np.ndarray]) -> Tensor:
+        return augmentation.views(images, indices=range(len(images)), epoch=0, views=(0, 1), seed=0)
 
     def from_files() -> None:
-        augmentation.views(
-            [read_image(path) for path in paths], indices=range(len(paths)), epoch=0, views=(0, 1), seed=0
-        )
+        ours([read_image(path) for path in paths])
 
     def exact() -> None:
         few = slice(len(paths) // 4)
@@ -49,10 +45,11 @@ def tasks(size: int, paths: list[Path]) -> dict[str, tuple[Callable[[], object],
         exact_augment.augment(pixels[few], views, size)
 
     found: dict[str, tuple[Callable[[], object], int]] = {
-        "ours": (ours, 2 * len(paths)),
+        "ours": (lambda: ours(pixels), 2 * len(paths)),
         "ours, from JPEG (two views each)": (from_files, 2 * len(paths)),
         "ours, exact form": (exact, len(paths) // 4),
-        "torchvision v2, tensors": (torchvisions(size, pixels), len(paths)),
+        "torchvision v2, float tensors": (torchvisions(size, pixels, early=True), len(paths)),
+        "torchvision v2, byte tensors": (torchvisions(size, pixels, early=False), len(paths)),
     }
     try:
         from lightly.transforms import SimCLRTransform
@@ -62,15 +59,18 @@ def tasks(size: int, paths: list[Path]) -> dict[str, tuple[Callable[[], object],
     return found | {"lightly SimCLRTransform": (lambda: [transform(picture) for picture in pictures], 2 * len(paths))}
 
 
-def torchvisions(size: int, pixels: list[np.ndarray]) -> Callable[[], object]:
+def torchvisions(size: int, pixels: list[np.ndarray], *, early: bool) -> Callable[[], object]:
+    """``early``: float32 right after the crop; else bytes to the end."""
+    to_float = v2.ToDtype(torch.float32, scale=True)
     theirs = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=False),
             v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
+            *([to_float] if early else []),
             v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
             v2.RandomGrayscale(0.2),
             v2.RandomApply([v2.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], p=0.5),
+            *([] if early else [to_float]),
         ]
     )
     tensors = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in pixels]

@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import os
 import platform
 import statistics
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +44,9 @@ from training.step import Step
 CPU = torch.device("cpu")
 DEPTHS = {"r18_1x": "resnet18", "r50_1x": "resnet50"}
 """Names of ours and torchvision's."""
+PARTS = ("forward", "loss", "backward", "optimizer")
+PRODUCT, SIDE = "product", 2048
+FOR_GOOD = ExitStack()  # what is entered here is never left
 
 
 # ---- the competitors -------------------------------------------------------------------------------------------------
@@ -54,15 +58,32 @@ def our_step(model: str, size: int, batch: int, precision: str) -> Step:
     stage.to(memory_format=layout)  # type: ignore[call-overload]
     chosen = pick_precision(precision, CPU)
     if chosen is torch.bfloat16 and small_planes.multiplies_tiles():
-        small_planes.use_matrix_products(stage)
+        FOR_GOOD.enter_context(small_planes.matrix_products(stage))
     optimizer = LARS(stage.parameter_groups(), lr=0.1, weight_decay=1e-4)
     return Step(stage, optimizer, device=CPU, precision=chosen, layout=layout)
 
 
-def ours(model: str, size: int, batch: int, precision: str) -> Callable[[], object]:
+def ours(model: str, size: int, batch: int, precision: str) -> Callable[[], list[float]]:
+    """A step that tells the seconds of its PARTS: what ``Step`` does, with a look at the clock between."""
     step = our_step(model, size, batch, precision)
-    views = torch.rand(2, batch, 3, size, size)
-    return lambda: step({"view0": views[0], "view1": views[1]})
+    stage, views = step.stage, torch.rand(2, batch, 3, size, size)
+
+    def take() -> list[float]:
+        marks = [time.perf_counter()]
+        data = {f"view{k}": step._moved(views[k]) for k in range(2)}
+        with step._autocast():
+            outputs = stage.outputs(data)
+            marks.append(time.perf_counter())
+            loss = stage.loss(outputs, data, stage.counts(data))["loss"]
+        marks.append(time.perf_counter())
+        loss.backward()
+        marks.append(time.perf_counter())
+        step.optimizer.step()
+        step.optimizer.zero_grad()
+        marks.append(time.perf_counter())
+        return [later - earlier for earlier, later in itertools.pairwise(marks)]
+
+    return take
 
 
 def backbone(model: str, size: int) -> tuple[nn.Module, int]:
@@ -145,58 +166,34 @@ def serve(name: str, model: str, size: int, batch: int) -> None:
     """In a process of its own: a step for every line that comes in, its seconds out."""
     if name.startswith("ours"):
         keep_freed_memory()  # as training/runs.py does; the peers' loops leave memory as they find it
-    take = competitors()[name](model, size, batch)
+    take = product() if name == PRODUCT else competitors()[name](model, size, batch)
     for _ in sys.stdin:
         began = time.perf_counter()
-        take()
-        print(time.perf_counter() - began, flush=True)
+        parts = take()
+        print(json.dumps(parts if isinstance(parts, list) else [time.perf_counter() - began]), flush=True)
 
 
-def in_turns(model: str, size: int, batch: int, repeat: int) -> dict[str, float]:
-    """Median seconds of each competitor's step, in turns, after one warm-up."""
+def in_turns(model: str, size: int, batch: int, repeat: int) -> dict[str, list[list[float]]]:
+    """Seconds of each competitor's steps, by part where it tells them, in turns, after one warm-up."""
     command = [sys.executable, __file__, "--model", model, "--size", str(size), "--batch", str(batch), "--serve"]
     processes = {
         name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in competitors()
+        for name in (*competitors(), PRODUCT)
     }
-    seconds: dict[str, list[float]] = {name: [] for name in processes}
+    found: dict[str, list[list[float]]] = {name: [] for name in processes}
     for _ in range(repeat + 1):
         for name, process in processes.items():
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write("\n")
             process.stdin.flush()
-            seconds[name].append(float(process.stdout.readline()))
+            found[name].append(json.loads(process.stdout.readline()))
     for process in processes.values():
         process.communicate()
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: rows[1:] for name, rows in found.items()}
 
 
-# ---- where the time goes ---------------------------------------------------------------------------------------------
-
-
-def shares(model: str, size: int, batch: int, repeat: int) -> dict[str, float]:
-    """Median seconds of forward, loss, backward and optimizer of our step."""
-    step = our_step(model, size, batch, "auto")
-    stage = step.stage
-    views = torch.rand(2, batch, 3, size, size).to(memory_format=torch.contiguous_format)
-    data = {f"view{k}": step._moved(views[k]) for k in range(2)}
-    rows: list[list[float]] = []
-    for _ in range(repeat + 1):
-        marks = [time.perf_counter()]
-        with torch.autocast("cpu", step.precision, enabled=step.precision is not torch.float32):
-            outputs = stage.outputs(data)
-            marks.append(time.perf_counter())
-            loss = stage.loss(outputs, data, stage.counts(data))["loss"]
-            marks.append(time.perf_counter())
-        loss.backward()
-        marks.append(time.perf_counter())
-        step.optimizer.step()
-        step.optimizer.zero_grad()
-        marks.append(time.perf_counter())
-        rows.append([b - a for a, b in itertools.pairwise(marks)])
-    names = ("forward", "loss", "backward", "optimizer")
-    return {name: statistics.median(row[k] for row in rows[1:]) for k, name in enumerate(names)}
+# ---- the hardware, and the data --------------------------------------------------------------------------------------
 
 
 def arithmetic(model: str, size: int, batch: int) -> float:
@@ -207,15 +204,10 @@ def arithmetic(model: str, size: int, batch: int) -> float:
     return float(counter.get_total_flops())
 
 
-def peak(repeat: int, side: int = 2048) -> float:
-    """Operations a second of a product of two bf16 matrices: what the processor could do."""
-    a, b = torch.randn(2, side, side).bfloat16().unbind()
-    times = []
-    for _ in range(5 * repeat):
-        began = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - began)
-    return 2 * side**3 / statistics.median(times)
+def product() -> Callable[[], object]:
+    """A product of two bf16 matrices: what the processor can do."""
+    a, b = torch.randn(2, SIDE, SIDE).bfloat16().unbind()
+    return lambda: [a @ b for _ in range(20)] and None
 
 
 def data_seconds(folder: Path, size: int, batch: int, steps: int) -> float:
@@ -243,23 +235,28 @@ def report(options: argparse.Namespace) -> str:
     lines = [
         f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, "
         f"{', '.join(versions)}; {options.model}, {options.size} pixels, batch {options.batch}, "
-        f"median of {options.repeat}, load {os.getloadavg()[0]:.1f}",
+        f"median of {options.repeat}",
         "",
         "| step | views/s | ours is, times |",
         "|---|---:|---:|",
     ]
-    seconds = in_turns(options.model, options.size, options.batch, options.repeat)
+    found = in_turns(options.model, options.size, options.batch, options.repeat)
+    seconds = {name: statistics.median(map(sum, rows)) for name, rows in found.items()}
+    rate = 20 * 2 * SIDE**3 / seconds.pop(PRODUCT)
     for name, value in seconds.items():
         lines.append(f"| {name} | {2 * options.batch / value:,.0f} | {value / seconds['ours']:.2f} |")
-    found = shares(options.model, options.size, options.batch, options.repeat)
-    whole = sum(found.values())
     lines += ["", "| part of our step | s | share |", "|---|---:|---:|"]
-    lines += [f"| {name} | {value:.3f} | {value / whole:.1%} |" for name, value in found.items()]
+    for name, values in zip(PARTS, zip(*found["ours"], strict=True), strict=True):
+        lines.append(f"| {name} | {statistics.median(values):.3f} | {sum(values) / sum(map(sum, found['ours'])):.1%} |")
     if options.images:
         data = data_seconds(options.images, options.size, options.batch, options.repeat)
-        lines += [f"| (data, by one process beside it) | {data:.3f} | {data / whole:.1%} of a step |"]
-    speed, most = arithmetic(options.model, options.size, options.batch) / whole, peak(options.repeat)
-    lines += ["", f"{speed / 1e12:.2f} of {most / 1e12:.2f} TFLOP/s of a bf16 matrix product: {speed / most:.0%}"]
+        lines += [f"| (data, by one process, measured after) | {data:.3f} | {data / seconds['ours']:.1%} of a step |"]
+    speed = arithmetic(options.model, options.size, options.batch) / seconds["ours"]
+    lines += [
+        "",
+        f"{speed / 1e12:.2f} of {rate / 1e12:.2f} TFLOP/s of a bf16 matrix product in turns: {speed / rate:.0%}",
+    ]
+    lines += [f"Load at the end {os.getloadavg()[0]:.1f}."]
     return "\n".join(lines)
 
 
@@ -270,7 +267,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--images", type=Path, help="a folder of images: measure the data, too")
-    parser.add_argument("--serve", choices=list(competitors()), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=[*competitors(), PRODUCT], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.model, options.size, options.batch)

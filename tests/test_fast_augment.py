@@ -100,8 +100,6 @@ def test_every_order_grey_and_blur_at_once():
         sigma=np.where(rng.random(count) < 0.5, 1.2, 0).astype(np.float32),
     )
     images = [pictures[k % 4] for k in range(count)]
-    out = torch.full((count, 3, 40, 40), -1.0)
-    fast = fast_augment.augment(images, views, 40, out=out)
+    fast = fast_augment.augment(images, views, 40)
     exact = exact_augment.augment(images, views, 40)
-    assert fast is out
     assert (fast - exact).abs().mean((1, 2, 3)).max() * 255 < 1

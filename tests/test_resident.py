@@ -144,7 +144,9 @@ def test_a_run_on_resident_images_is_not_mixed_with_another(image_folder: Path, 
     recipe = dataclasses.replace(PRETRAIN, epochs=1, warmup_epochs=0, data="resident")
     runs.pretrain(recipe, images, out=tmp_path, device="cpu")
     assert json.loads((tmp_path / "config.json").read_text())["same_result"]["data"] == "resident"
-    streamed = dataclasses.replace(recipe, data="auto")
+    finished = runs.pretrain(dataclasses.replace(recipe, data="auto"), images, out=tmp_path, device="cpu", resume=True)
+    assert finished.image_size == recipe.image_size  # auto, which here would stream, goes on as the run was begun
+    streamed = dataclasses.replace(recipe, data="stream")
     with pytest.raises(ValueError, match=r"begun with other settings \(data\)"):
         runs.pretrain(streamed, images, out=tmp_path, device="cpu", resume=True)
 

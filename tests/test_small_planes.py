@@ -1,12 +1,15 @@
 """Convolutions as matrix products against float64: no further from it than the library's own in bf16."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import TINY
+from test_runs import PRETRAIN
 from torch import Tensor, nn
 
 import zoo
-from training import small_planes
+from training import data, runs, small_planes
 from zoo.resnet import ConvNorm, conv
 
 
@@ -51,12 +54,45 @@ def test_large_planes_and_float32_take_the_usual_way(size, bf16):
     assert ("SmallPlanes" in str(small.grad_fn)) == bf16
 
 
-def test_only_3x3_convolutions_are_changed():
+@pytest.mark.parametrize("side", [4, 8])
+def test_a_part_without_images(side):
+    layer = conv(8, 12, 3).to(memory_format=torch.channels_last)
+    out, by_images, by_weights = _results(
+        small_planes.convolve, layer, torch.empty(0, 8, side, side), torch.empty(0, 12, side, side), bf16=True
+    )
+    assert (out.shape, by_images.shape) == ((0, 12, side, side), (0, 8, side, side))
+    assert torch.equal(by_weights, torch.zeros(12, 8, 3, 3, dtype=torch.float64))
+
+
+def _changed(model):
+    layers = [module for module in model.modules() if isinstance(module, ConvNorm)]
+    return {layer.conv.kernel_size: layer.convolve is small_planes.convolve for layer in layers}
+
+
+def test_only_3x3_convolutions_are_changed_and_only_inside():
     model = zoo.create(TINY, num_classes=None, image_size=48)
-    small_planes.use_matrix_products(model)
-    changed = {
-        module.conv.kernel_size: module.convolve is small_planes.convolve
-        for module in model.modules()
-        if isinstance(module, ConvNorm)
-    }
-    assert changed == {(1, 1): False, (3, 3): True, (7, 7): False}
+    with small_planes.matrix_products(model):
+        assert _changed(model) == {(1, 1): False, (3, 3): True, (7, 7): False}
+    assert _changed(model) == {(1, 1): False, (3, 3): False, (7, 7): False}
+
+
+@pytest.mark.parametrize(
+    ("tiles", "precision", "used"), [(True, "bf16", True), (True, "fp32", False), (False, "bf16", False)]
+)
+def test_runs_use_them_where_there_are_tiles(image_folder, tmp_path, monkeypatch, tiles, precision, used):
+    seen = []
+
+    def watched(layer, x):
+        seen.append(tuple(x.shape[2:]))
+        return small_planes_convolve(layer, x)
+
+    small_planes_convolve = small_planes.convolve
+    kept = []
+    monkeypatch.setattr(small_planes, "convolve", watched)
+    monkeypatch.setattr(small_planes, "multiplies_tiles", lambda: tiles)
+    monkeypatch.setattr(runs, "keep_freed_memory", lambda: kept.append(True))
+    recipe = dataclasses.replace(PRETRAIN, precision=precision, epochs=1, warmup_epochs=0, micro_batch=5, recompute=True)
+    model = runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "run", device="cpu")
+    assert bool(seen) == used
+    assert kept == [True]
+    assert not any(module.convolve is watched for module in model.modules() if isinstance(module, ConvNorm))

@@ -542,9 +542,10 @@ def _start_worker(worker: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """From here on what is freed stays with the process, where glibc manages memory: fresh pages take time to clear.
+    """From here on up to 2 GB of what is freed stay with the process, where glibc manages memory.
 
-    A step of ResNet-18 at batch 128 would clear 320,000 of them. Other systems are left as they are.
+    Fresh pages take time to clear, and a step of ResNet-18 at batch 128 would ask for 320,000 of them. Other systems
+    are left as they are.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

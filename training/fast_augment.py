@@ -28,11 +28,11 @@ _REDUCTION = 16  # beyond it most of what the uint8 kernel reads and computes is
 _TINY = 1e-30  # less than any difference of two values here
 
 
-def augment(images: Sequence[np.ndarray], views: Views, size: int, *, out: Tensor | None = None) -> Tensor:
-    """The views of uint8 (H, W, 3) images with these parameters: float32 (B, 3, size, size) in [0, 1], in ``out``."""
+def augment(images: Sequence[np.ndarray], views: Views, size: int) -> Tensor:
+    """The views of uint8 (H, W, 3) images with these parameters: float32 (B, 3, size, size) in [0, 1]."""
     kernels, radius = _kernels(views.sigma, blur_kernel_size(size))
     order = np.lexsort((radius, views.grayscale, views.order))  # equal work side by side
-    out = torch.empty(len(images), 3, size, size) if out is None else out
+    out = torch.empty(len(images), 3, size, size)
     for part in _runs(views.order[order], max(1, _CHUNK_PIXELS // size**2)):
         places = order[part]
         alone = len(places) == 1
@@ -157,14 +157,14 @@ def _column(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(-1, 1, 1, 1)
 
 
-def _highest(images: Tensor, out: Tensor) -> Tensor:
+def _highest(images: Tensor, out: Tensor) -> None:
     torch.maximum(images[:, 0], images[:, 1], out=out)
-    return torch.maximum(out, images[:, 2], out=out)
+    torch.maximum(out, images[:, 2], out=out)
 
 
-def _lowest(images: Tensor, out: Tensor) -> Tensor:
+def _lowest(images: Tensor, out: Tensor) -> None:
     torch.minimum(images[:, 0], images[:, 1], out=out)
-    return torch.minimum(out, images[:, 2], out=out)
+    torch.minimum(out, images[:, 2], out=out)
 
 
 # ---- grey and blur ---------------------------------------------------------------------------------------------------

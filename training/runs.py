@@ -11,10 +11,10 @@ import json
 import logging
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -265,8 +265,9 @@ class _Run:
         chosen = pick_device(device)
         precision = pick_precision(self.recipe.precision, chosen)
         with distributed.processes(chosen) as place, _only_run_in(self.out):
+            wanted = (resume and self.recipe.data == "auto" and _kept_before(self.out)) or self.recipe.data
             kept = resident.choose(
-                self.recipe.data, self.images, image_size=self.recipe.image_size, device=place, crops=self.crops
+                wanted, self.images, image_size=self.recipe.image_size, device=place, crops=self.crops
             )
             config = _config(self.recipe, self.stage, self.images, precision, kept, teacher)
             distributed.first_does(lambda: _prepare(self.out, config, resume))
@@ -343,10 +344,11 @@ class _Run:
             distributed.make_global(module)
         if recipe.recompute:
             recompute_activations(stage.model)
+        convolutions: AbstractContextManager[None] = nullcontext()
         if place.type == "cpu":
             keep_freed_memory()
             if precision is torch.bfloat16 and small_planes.multiplies_tiles() and not recipe.compile:
-                small_planes.use_matrix_products(stage)
+                convolutions = small_planes.matrix_products(stage)
         optimizer = _optimizer(recipe, stage, decay=self.decay)
         network = distributed.data_parallel(stage.path)
         stage.set_network(torch.compile(network) if recipe.compile else network)
@@ -364,7 +366,8 @@ class _Run:
         def stream(start: int, total: int) -> Iterator[dict[str, Tensor]]:
             return batches.stream(start_step=start, total_steps=total)
 
-        train(step, stream, self._plan(batches, config, place), resume=resume)
+        with convolutions:
+            train(step, stream, self._plan(batches, config, place), resume=resume)
 
     def _plan(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> Plan:
         recipe, batch_size = self.recipe, batches.batch_size
@@ -533,6 +536,14 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     changed = sorted(k for k in before | now if before.get(k) != now.get(k))
     if changed:
         raise ValueError(f"{out} was begun with other settings ({', '.join(changed)}); resume with the same ones.")
+
+
+def _kept_before(out: Path) -> resident.Kept | None:
+    """Where a run that was begun has its images, if one was: the free memory that ``auto`` goes by may have changed."""
+    try:
+        return cast(resident.Kept, json.loads((out / "config.json").read_text(encoding="utf-8"))["same_result"]["data"])
+    except (OSError, json.JSONDecodeError, KeyError):
+        return None
 
 
 def _optimizer(recipe: AnyRecipe, stage: Stage, *, decay: bool) -> torch.optim.Optimizer:

@@ -220,7 +220,10 @@ def run_block(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to pooled features h (B, feature_width)."""
+    """Images (B, 3, H, W) in [0, 1] to pooled features h (B, feature_width).
+
+    Activations are changed in place, as in torchvision's: a hook that keeps what a layer gives must copy it.
+    """
 
     def __init__(self, spec: Spec, *, image_size: int = 224) -> None:
         super().__init__()
