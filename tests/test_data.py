@@ -1,6 +1,7 @@
 """Image sets, subsets and batches, on tiny images made here."""
 
 import pickle
+import platform
 import sys
 from collections import Counter
 from pathlib import Path
@@ -380,3 +381,18 @@ def test_what_training_requires_of_a_set():
             data.require_labels(none)
     with pytest.raises(ValueError, match="No images are left after dropping copies: there is nothing to train on"):
         data.require_images(good.subset([]), after="dropping copies")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_freed_memory_is_kept_and_given_back() -> None:
+    def resident() -> float:
+        facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(facts["VmRSS"].split()[0]) / 1024
+
+    before = resident()
+    data.keep_freed_memory()
+    np.ones(2**26, dtype=np.uint8)  # 64 MB, freed at once
+    kept = resident() - before
+    data.give_back_freed_memory()
+    assert kept > 60
+    assert resident() - before < 10

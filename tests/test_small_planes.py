@@ -90,9 +90,12 @@ def test_runs_use_them_where_there_are_tiles(image_folder, tmp_path, monkeypatch
     kept = []
     monkeypatch.setattr(small_planes, "convolve", watched)
     monkeypatch.setattr(small_planes, "multiplies_tiles", lambda: tiles)
-    monkeypatch.setattr(runs, "keep_freed_memory", lambda: kept.append(True))
-    recipe = dataclasses.replace(PRETRAIN, precision=precision, epochs=1, warmup_epochs=0, micro_batch=5, recompute=True)
+    monkeypatch.setattr(runs, "keep_freed_memory", lambda: kept.append("kept"))
+    monkeypatch.setattr(runs, "give_back_freed_memory", lambda: kept.append("given back"))
+    recipe = dataclasses.replace(
+        PRETRAIN, precision=precision, epochs=1, warmup_epochs=0, micro_batch=5, recompute=True
+    )
     model = runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "run", device="cpu")
     assert bool(seen) == used
-    assert kept == [True]
+    assert kept == ["kept", "given back"]
     assert not any(module.convolve is watched for module in model.modules() if isinstance(module, ConvNorm))

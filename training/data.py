@@ -547,11 +547,22 @@ def keep_freed_memory() -> None:
     Fresh pages take time to clear, and a step of ResNet-18 at batch 128 would ask for 320,000 of them. Other systems
     are left as they are.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_MMAP_MAX, 0)
-            mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    _set_malloc({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1})
+
+
+def give_back_freed_memory() -> None:
+    """The end of ``keep_freed_memory``: glibc's own ways, and what is free now goes back to the system."""
+    _set_malloc({_MMAP_MAX: 65536, _TRIM_THRESHOLD: 128 * 1024})
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _set_malloc(options: dict[int, int]) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 # ---- evaluation batches ----------------------------------------------------------------------------------------------

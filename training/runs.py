@@ -11,7 +11,7 @@ import json
 import logging
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,7 +23,15 @@ from training import distributed, evaluate, health, resident, schedule, small_pl
 from training.answers import image_list_sha256
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
-from training.data import Crops, ImageSet, TrainingBatches, keep_freed_memory, labels_per_class, require_labels
+from training.data import (
+    Crops,
+    ImageSet,
+    TrainingBatches,
+    give_back_freed_memory,
+    keep_freed_memory,
+    labels_per_class,
+    require_labels,
+)
 from training.lars import LARS
 from training.loop import Entry, Plan, memory_format, pick_device, pick_precision, train, write_config
 from training.recipes import SAME_RESULT, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
@@ -344,11 +352,6 @@ class _Run:
             distributed.make_global(module)
         if recipe.recompute:
             recompute_activations(stage.model)
-        convolutions: AbstractContextManager[None] = nullcontext()
-        if place.type == "cpu":
-            keep_freed_memory()
-            if precision is torch.bfloat16 and small_planes.multiplies_tiles() and not recipe.compile:
-                convolutions = small_planes.matrix_products(stage)
         optimizer = _optimizer(recipe, stage, decay=self.decay)
         network = distributed.data_parallel(stage.path)
         stage.set_network(torch.compile(network) if recipe.compile else network)
@@ -366,7 +369,12 @@ class _Run:
         def stream(start: int, total: int) -> Iterator[dict[str, Tensor]]:
             return batches.stream(start_step=start, total_steps=total)
 
-        with convolutions:
+        with ExitStack() as meanwhile:
+            if place.type == "cpu":
+                keep_freed_memory()
+                meanwhile.callback(give_back_freed_memory)
+                if precision is torch.bfloat16 and small_planes.multiplies_tiles() and not recipe.compile:
+                    meanwhile.enter_context(small_planes.matrix_products(stage))
             train(step, stream, self._plan(batches, config, place), resume=resume)
 
     def _plan(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> Plan:
