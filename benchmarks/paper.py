@@ -39,7 +39,7 @@ from paper_work import Found, Place, do, tidy
 
 from training.data import ImageSet, from_class_folders, stratified_subset
 from training.estimate import in_words
-from training.loop import pick_device
+from training.loop import DivergedError, pick_device
 from zoo.files import written_whole
 from zoo.model_file import MODEL_FILE
 
@@ -61,7 +61,7 @@ def hardware(device: str) -> str:
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 def versions() -> dict[str, str]:
@@ -81,7 +81,8 @@ def record(run: Run, found: Found, place: Place) -> None:
     told |= found | {"config": run.config, "images": len(place.train), "hardware": hardware(place.device)}
     told |= {"versions": versions(), "date": datetime.date.today().isoformat()}
     with written_whole(place.results / f"{run.name}.json") as temporary:
-        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in told.items())
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
@@ -120,13 +121,16 @@ class _Clock:
         return time.monotonic() >= self.end
 
     def __enter__(self) -> "_Clock":
-        signal.signal(signal.SIGTERM, _stop)  # training takes it over while it runs, and stops after a step
+        self._before = signal.signal(
+            signal.SIGTERM, _stop
+        )  # training takes it over while it runs, and stops after a step
         if self.end < float("inf"):
             self._timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        signal.signal(signal.SIGTERM, self._before)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -137,9 +141,6 @@ def say_where(runs: Sequence[Run], place: Place, left: Sequence[Run]) -> None:
     """What is done, what is next, and how long it may take."""
     images, done = len(place.train), finished(runs, place.results)
     pace = seconds_a_view(runs, done, images)
-    if not left:
-        print(f"All {len(runs)} runs are done: {place.results}", flush=True)
-        return
     rest = sum(work(run, images) for run in left) * pace
     until = datetime.datetime.now() + datetime.timedelta(seconds=rest)
     print(
@@ -150,22 +151,38 @@ def say_where(runs: Sequence[Run], place: Place, left: Sequence[Run]) -> None:
 
 
 def go(runs: Sequence[Run], place: Place, seconds: float = 0) -> bool:
-    """Do what is left, for so many seconds at most (0: to the end). Whether all is done."""
-    all_runs = table(place.grid)
+    """Do what is left, for so many seconds at most (0: to the end). Whether all is done. Runs that diverge, and those
+    that need them, are passed over."""
+    all_runs, diverged = table(place.grid), set[str]()
     with _Clock(seconds) as clock:
         try:
-            while True:
-                left = _left(runs, place)
+            while left := _possible(_left(runs, place), diverged):
                 say_where(runs, place, left)
-                if not left:
-                    return True
                 if clock.over:
                     return False
-                record(left[0], do(left[0], place), place)
-                tidy(left[0], place, all_runs)
+                run = left[0]
+                try:
+                    record(run, do(run, place), place)
+                except DivergedError as error:
+                    print(f"{run.name}: {error}", flush=True)
+                    diverged.add(run.name)
+                else:
+                    tidy(run, place, all_runs)
         except KeyboardInterrupt as stopped:
             print(f"{stopped or 'Stopped.'} The same command goes on from there.", flush=True)
             return False
+    print(f"Diverged: {', '.join(sorted(diverged))}" if diverged else f"All {len(runs)} runs are done: {place.results}")
+    return not diverged
+
+
+def _possible(left: Sequence[Run], diverged: set[str]) -> list[Run]:
+    blocked, found = set(diverged), []
+    for run in left:
+        if run.name in blocked or blocked & set(run.needs):
+            blocked.add(run.name)
+        else:
+            found.append(run)
+    return found
 
 
 def _left(runs: Sequence[Run], place: Place) -> list[Run]:

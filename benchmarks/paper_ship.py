@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from paper_estimate import put_between_marks
-from paper_runs import Run, table
+from paper_runs import Run, percent, table
 from paper_work import Place, shown
 
 import export
@@ -80,10 +80,8 @@ def ship(place: Place, out: Path | None = None) -> None:
     """
     run = best(place)
     result = place.result(run.name)
-    teacher, supervised = (
-        place.result(run.needs[0]),
-        place.result(run.needs[0].split("_layer")[0].replace("finetune", "supervised") + f"_s{run.seed}"),
-    )
+    teacher = place.result(run.needs[0])
+    supervised = place.result(f"supervised_{percent(run.share or 1)}_s{run.seed}")
     pretrained = place.result("pretrain_main")
     student = place.model(run.name)
     assert tuple(WORDS) == student.classes == place.test.classes
