@@ -96,8 +96,8 @@ def ship(place: Place, out: Path | None = None) -> None:
             for stage, found in (("pretrain", pretrained), ("finetune", teacher), ("distill", result))
         },
         "synsets": list(WORDS),
-        "teacher": teacher["scores"]["test"],
-        "supervised_only": supervised["scores"]["test"],
+        "teacher": _fact(teacher["scores"]["test"]),
+        "supervised_only": _fact(supervised["scores"]["test"]),
     }
     onnx = (out or Path(export.__file__).parent / "bundled") / BUNDLED
     tensors = (out or BUNDLED_FOLDER) / f"{Path(BUNDLED).stem}.safetensors"
@@ -125,11 +125,19 @@ def _written(student: zoo.SimCLR, tensors: Path, onnx: Path, test: data.ImageSet
     zoo.save_file(student, tensors, dtype=torch.float16)
     export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16")
     measured = onnx_score(onnx, test)
-    student.facts["accuracy"] = shown(measured)
+    student.facts["accuracy"] = _fact(shown(measured))
     zoo.save_file(student, tensors, dtype=torch.float16)
     export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16", images=list(test.paths), labels=test.labels)
     assert onnx_score(onnx, test) == measured
     return measured
+
+
+def _fact(score: dict[str, Any]) -> dict[str, Any]:
+    """For the file's header, which people read: the interval in words."""
+    low, high = score["interval"]
+    return {"top1": score["top1"], "interval_95": f"{low:.1%} to {high:.1%}"} | {
+        k: score[k] for k in ("top5", "images")
+    }
 
 
 def _row(name: str, score: dict[str, Any]) -> str:
