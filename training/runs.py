@@ -39,7 +39,7 @@ from training.stages import Distill, Finetune, Pretrain, Stage
 from training.step import Step
 from training.survey import kept_survey
 from training.teachers import CachedTeacher, ModelTeacher, Teacher, check_classes
-from training.views import draw_views
+from training.views import draw_views, recipe_augmentation
 from zoo.model_file import MODEL_FILE, load_file, save_file
 from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import PROJECTION_WIDTH, SimCLR
@@ -127,7 +127,7 @@ def finetune(
         copy_part(pretrained, model, "projector")
         assert model.classifier is not None
         nn.init.zeros_(model.classifier.weight)
-    augmentation = Augmentation(recipe.image_size, color=False, blur=False)
+    augmentation, _ = recipe_augmentation(recipe)
     stage = Finetune(model, freeze_backbone=recipe.freeze_backbone, weight_decay=_in_loss(recipe))
     score = _accuracy_on(validation, images, model.classes)
     decay = not recipe.freeze_backbone

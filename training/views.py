@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from training.augment import Augmentation
 from training.data import ImageSet
 from training.dice import View
-from training.recipes import AnyRecipe, PretrainRecipe
+from training.recipes import AnyRecipe, FinetuneRecipe, PretrainRecipe
 from zoo.files import written_whole
 from zoo.transforms import read_image
 
@@ -35,9 +35,11 @@ class _Row:
 
 
 def recipe_augmentation(recipe: AnyRecipe) -> tuple[Augmentation, Literal[1, 2]]:
-    """The augmentation of a recipe's stage, and its views an image: two with colour and blur only in pretraining."""
+    """The augmentation of a recipe's stage, and its views an image: two, and blur, in pretraining only."""
     if isinstance(recipe, PretrainRecipe):
         return Augmentation(recipe.image_size, strength=recipe.color_strength, blur=recipe.blur), 2
+    if isinstance(recipe, FinetuneRecipe) and recipe.color_strength:
+        return Augmentation(recipe.image_size, strength=recipe.color_strength, blur=False), 1
     return Augmentation(recipe.image_size, color=False, blur=False), 1
 
 

@@ -1,0 +1,285 @@
+"""The paper's claims on Imagenette: every run of the grid, one after the other, resumed as often as needed.
+
+    python benchmarks/paper.py --images IMAGENETTE [--work runs/paper] [--minutes 60 | --until 07:30]
+    python benchmarks/paper.py --images IMAGENETTE --list
+    python benchmarks/paper.py --images IMAGENETTE --only 'finetune_10pct_*' part6
+    python benchmarks/paper.py --images IMAGENETTE --ship
+    python benchmarks/paper.py --images IMAGENETTE --quick          # all of it in minutes, to see it work
+
+IMAGENETTE holds train/ and val/, class folders. Interrupted or killed, the same command goes on. Each finished run is
+a small file in --results (benchmarks/results/paper), and is not repeated; models and checkpoints are in --work. The
+validation images measure and choose nothing: what is chosen is chosen on a part of the training labels. The run beside
+lightly wants it installed (pip install lightly), and is left out without it.
+
+docs/results.md is made of the result files alone, by benchmarks/paper_tables.py.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from paper_runs import PARTS, QUICK, Grid, Run, table, to_do, wanted, work
+from paper_work import Found, Place, do, tidy
+
+from training.data import ImageSet, from_class_folders, stratified_subset
+from training.estimate import in_words
+from training.loop import DivergedError, pick_device
+from zoo.files import written_whole
+from zoo.model_file import MODEL_FILE
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "paper"
+_VIEWS = 400.0  # a second, of r18_1x at 64 pixels, on two cores: until a run is finished here
+_QUICK_IMAGES = 12, 5  # a class, to train on and to measure
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def hardware(device: str) -> str:
+    """Processor or GPU, in words."""
+    if pick_device(device).type == "cuda":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def versions() -> dict[str, str]:
+    """Of what computed, and the commit if this is a checkout."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "lightly"):
+        if importlib.util.find_spec(package):
+            found[package] = importlib.metadata.version(package)
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return found | ({"commit": commit} if commit else {})
+
+
+def record(run: Run, found: Found, place: Place) -> None:
+    """Keep a finished run's result, whole or not at all."""
+    told = {"name": run.name, "part": run.part, "kind": run.kind, "share": run.share, "seed": run.seed}
+    told |= found | {"config": run.config, "images": len(place.train), "hardware": hardware(place.device)}
+    told |= {"versions": versions(), "date": datetime.date.today().isoformat()}
+    with written_whole(place.results / f"{run.name}.json") as temporary:
+        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in told.items())
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
+    """The results there are, by name. Raises ValueError for one that other settings made."""
+    found = {}
+    for run in runs:
+        path = results / f"{run.name}.json"
+        if path.exists():
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["config"] != json.loads(json.dumps(run.config)):
+                raise ValueError(f"{path} was made with other settings. Give another --results, or remove the file.")
+            found[run.name] = told
+    return found
+
+
+def seconds_a_view(runs: Sequence[Run], done: dict[str, Found], images: int) -> float:
+    """Of a view of r18_1x at 64 pixels, by what the finished runs of this table took; a guess before there are any."""
+    taken = sum(done[run.name]["seconds"] for run in runs if run.name in done)
+    views = sum(work(run, images) for run in runs if run.name in done)
+    return taken / views if views else 1 / _VIEWS
+
+
+# ---- doing them ------------------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Asks the process to stop, as SIGTERM would, when ``seconds`` are over; 0: never."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds if seconds else float("inf")
+        self._timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+        self._timer.daemon = True
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self.end
+
+    def __enter__(self) -> "_Clock":
+        self._before = signal.signal(
+            signal.SIGTERM, _stop
+        )  # training takes it over while it runs, and stops after a step
+        if self.end < float("inf"):
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        signal.signal(signal.SIGTERM, self._before)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def say_where(runs: Sequence[Run], place: Place, left: Sequence[Run]) -> None:
+    """What is done, what is next, and how long it may take."""
+    images, done = len(place.train), finished(runs, place.results)
+    pace = seconds_a_view(runs, done, images)
+    rest = sum(work(run, images) for run in left) * pace
+    until = datetime.datetime.now() + datetime.timedelta(seconds=rest)
+    print(
+        f"{len(runs) - len(left)} of {len(runs)} runs done; next: {left[0].name} (about "
+        f"{in_words(work(left[0], images) * pace)}); all of them: about {in_words(rest)}, until {until:%d %b %H:%M}",
+        flush=True,
+    )
+
+
+def go(runs: Sequence[Run], place: Place, seconds: float = 0) -> bool:
+    """Do what is left, for so many seconds at most (0: to the end). Whether all is done. Runs that diverge, and those
+    that need them, are passed over."""
+    all_runs, diverged = table(place.grid), set[str]()
+    with _Clock(seconds) as clock:
+        try:
+            while left := _possible(_left(runs, place), diverged):
+                say_where(runs, place, left)
+                if clock.over:
+                    return False
+                run = left[0]
+                try:
+                    record(run, do(run, place), place)
+                except DivergedError as error:
+                    print(f"{run.name}: {error}", flush=True)
+                    diverged.add(run.name)
+                else:
+                    tidy(run, place, all_runs)
+        except KeyboardInterrupt as stopped:
+            print(f"{stopped or 'Stopped.'} The same command goes on from there.", flush=True)
+            return False
+    print(f"Diverged: {', '.join(sorted(diverged))}" if diverged else f"All {len(runs)} runs are done: {place.results}")
+    return not diverged
+
+
+def _possible(left: Sequence[Run], diverged: set[str]) -> list[Run]:
+    blocked, found = set(diverged), []
+    for run in left:
+        if run.name in blocked or blocked & set(run.needs):
+            blocked.add(run.name)
+        else:
+            found.append(run)
+    return found
+
+
+def _left(runs: Sequence[Run], place: Place) -> list[Run]:
+    kept = {run.name for run in runs if (place.work / run.name / MODEL_FILE).exists()}
+    return to_do(runs, set(finished(runs, place.results)), kept)
+
+
+def show(runs: Sequence[Run], place: Place) -> None:
+    """The table, with what is done."""
+    done = finished(runs, place.results)
+    pace = seconds_a_view(runs, done, len(place.train))
+    for run in runs:
+        took = f"done, {in_words(done[run.name]['seconds'])}" if run.name in done else ""
+        about = took or f"about {in_words(work(run, len(place.train)) * pace)}"
+        print(f"part {run.part} {PARTS[run.part]:36} {run.name:36} {about:22} {', '.join(run.needs)}")
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def seconds_until(clock: str, now: datetime.datetime) -> float:
+    """From now to the next ``HH:MM``. Raises ValueError for anything else."""
+    end = datetime.datetime.strptime(clock, "%H:%M")
+    at = now.replace(hour=end.hour, minute=end.minute, second=0, microsecond=0)
+    return (at - now).total_seconds() % 86_400 or 86_400
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True, help="a folder with train/ and val/, class folders")
+    parser.add_argument("--work", type=Path, default=Path("runs/paper"))
+    parser.add_argument("--results", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="PATTERN", help="names, shell patterns, part1 to part7"
+    )
+    parser.add_argument("--list", action="store_true", help="show the runs, and what is done")
+    parser.add_argument("--minutes", type=float, default=0, help="stop after so many; the same command goes on")
+    parser.add_argument("--until", metavar="HH:MM")
+    parser.add_argument("--quick", action="store_true", help="tiny networks, few images, one epoch: minutes")
+    parser.add_argument("--ship", action="store_true", help="make the bundled student's files of the best one")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--main", help="network of the main line, the teacher (r18_1x)")
+    parser.add_argument("--small", help="the student that is smaller than the teacher (r18 of width 0.5)")
+    parser.add_argument("--wide", help="a wider network beside them (none)")
+    for name in ("epochs", "short-epochs", "distill-epochs"):
+        parser.add_argument(f"--{name}", type=float)
+    for name in ("size", "batch", "workers"):
+        parser.add_argument(f"--{name}", type=int)
+    return parser.parse_args(arguments)
+
+
+def grid_of(options: argparse.Namespace) -> Grid:
+    """The grid with what the options change."""
+    names = {field.name for field in dataclasses.fields(Grid)}
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    return dataclasses.replace(QUICK if options.quick else Grid(), **given)
+
+
+def _first_of_each(images: ImageSet, count: int) -> ImageSet:
+    return images.subset(stratified_subset(np.asarray(images.labels), per_class=count, seed=0))
+
+
+def place_of(options: argparse.Namespace) -> Place:
+    train, test = (from_class_folders(options.images / part) for part in ("train", "val"))
+    if train.classes != test.classes:
+        raise ValueError(f"train/ and val/ of {options.images} have other classes.")
+    folder = options.work / "quick" if options.quick else options.work
+    results = options.results or (folder / "results" if options.quick else RESULTS)
+    if options.quick:
+        torch.set_num_threads(1)  # threads of tiny networks wait for each other
+        logging.getLogger("simclrv2").setLevel(logging.ERROR)  # that runs are too short is meant here
+        train, test = (_first_of_each(*pair) for pair in zip((train, test), _QUICK_IMAGES, strict=True))
+    return Place(grid_of(options), train, test, folder, results, options.device)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        place = place_of(options)
+        runs = wanted(table(place.grid), options.only)
+        if options.ship:
+            import paper_ship
+
+            paper_ship.ship(place, place.work / "shipped" if options.quick else None)
+            return 0
+        if importlib.util.find_spec("lightly") is None:
+            print("lightly is not installed: its runs are left out", flush=True)
+            runs = [run for run in runs if run.part != 7]
+        if options.list:
+            show(runs, place)
+            return 0
+        seconds = seconds_until(options.until, datetime.datetime.now()) if options.until else options.minutes * 60
+        go(runs, place, seconds)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

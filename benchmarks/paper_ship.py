@@ -1,0 +1,153 @@
+"""The bundled student's files, made of the best student of benchmarks/paper.py and measured as they are shipped."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from paper_estimate import put_between_marks
+from paper_runs import Run, percent, table
+from paper_work import Place, shown
+
+import export
+import zoo
+from app.engine import BUNDLED
+from training import data, evaluate
+from zoo import registry
+from zoo.files import written_whole
+from zoo.model_file import sha256_of
+from zoo.registry import spec as find_spec
+from zoo.sources import BUNDLED_FOLDER
+
+ROOT = Path(__file__).parents[1]
+CARD = ROOT / "docs" / "imagenette_distilled.md"
+MOST_BYTES = 25_000_000
+KEY = ("r18_1x", "imagenette_distilled")
+WORDS = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+
+
+def best(place: Place) -> Run:
+    """The student of the zoo's r18_1x from the second share of the labels (10 %) that is right most often on training
+    images whose labels no stage of its run has seen; the validation images have no say.
+
+    Raises ValueError if none is finished.
+    """
+    model = find_spec(place.grid.main if _quick(place) else KEY[0])
+    fit = [
+        run
+        for run in table(place.grid)
+        if run.kind == "distill" and run.share == place.grid.shares[1] and find_spec(run.recipe.model) == model  # type: ignore[union-attr]
+    ]
+    there = [run for run in fit if (place.results / f"{run.name}.json").exists()]
+    if not there:
+        raise ValueError(f"No student is finished yet; these may be shipped: {', '.join(run.name for run in fit)}.")
+    return max(there, key=lambda run: place.result(run.name)["scores"]["unlabeled"]["top1"])
+
+
+def _quick(place: Place) -> bool:
+    return find_spec(place.grid.main).facts is None
+
+
+def onnx_score(path: Path, images: data.ImageSet) -> evaluate.Score:
+    """The file as it is shipped, on onnxruntime, images read and preprocessed as its users do."""
+    model = export.OnnxModel(path)
+    answers = np.concatenate([model.classify(images.paths[i : i + 64]) for i in range(0, len(images), 64)])
+    return evaluate.score(torch.from_numpy(answers), np.asarray(images.labels))
+
+
+def told(recipe: dict[str, Any]) -> str:
+    """A recipe in a line: what is not zero, off, or the same in all of them."""
+    left_out = ("note", "model", "workers", "precision", "momentum", "image_size", "data")
+    kept = {name: value for name, value in recipe.items() if name not in left_out and (value or name == "seed")}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in kept.items())
+
+
+def ship(place: Place, out: Path | None = None) -> None:
+    """Write both files, to ``out`` or into the package, where the registry and the model card then know them.
+
+    Raises ValueError if there is no student, or a file is larger than 25 MB.
+    """
+    run = best(place)
+    result = place.result(run.name)
+    teacher = place.result(run.needs[0])
+    supervised = place.result(f"supervised_{percent(run.share or 1)}_s{run.seed}")
+    pretrained = place.result("pretrain_main")
+    student = place.model(run.name)
+    assert tuple(WORDS) == student.classes == place.test.classes
+    student.classes = tuple(WORDS.values())
+    share = f"{result['labels']} of them ({run.share:.0%}) with"
+    student.facts = {
+        "weights": KEY[1],
+        "data": f"Imagenette: {len(place.train)} images without labels, {share}; from ImageNet",
+        "licence": "Apache-2.0; the training images are ImageNet's, for non-commercial research: see NOTICE",
+        "recipe": {
+            stage: told(found["recipe"])
+            for stage, found in (("pretrain", pretrained), ("finetune", teacher), ("distill", result))
+        },
+        "synsets": list(WORDS),
+        "teacher": _fact(teacher["scores"]["test"]),
+        "supervised_only": _fact(supervised["scores"]["test"]),
+    }
+    onnx = (out or Path(export.__file__).parent / "bundled") / BUNDLED
+    tensors = (out or BUNDLED_FOLDER) / f"{Path(BUNDLED).stem}.safetensors"
+    onnx.parent.mkdir(parents=True, exist_ok=True)
+    measured = _written(student, tensors, onnx, place.test)
+    if max(onnx.stat().st_size, tensors.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{onnx} or {tensors} is larger than {MOST_BYTES:,} bytes.")
+    shipped = zoo.load_file(tensors)
+    shipped.classes = tuple(WORDS)  # as the folders are called
+    rows = {
+        "**student, ONNX as shipped**": shown(measured),
+        "student, safetensors as shipped": shown(evaluate.accuracy(shipped, place.test)),
+        f"teacher (fine-tuned on the same {result['labels']} labels)": teacher["scores"]["test"],
+        f"supervised only, on the same {result['labels']} labels": supervised["scores"]["test"],
+    }
+    lines = ["| | top-1 | 95 % interval | top-5 |", "|---|---|---|---|", *(_row(*pair) for pair in rows.items())]
+    print(f"{run.name}:", *lines, f"{onnx.stat().st_size:,} and {tensors.stat().st_size:,} bytes", sep="\n")
+    if out is None:
+        register(sha256_of(tensors))
+        put_between_marks(CARD, "shipped", "\n".join(lines))
+
+
+def _written(student: zoo.SimCLR, tensors: Path, onnx: Path, test: data.ImageSet) -> evaluate.Score:
+    """Both files, float16; the accuracy is in them, so they are written, measured and written again."""
+    zoo.save_file(student, tensors, dtype=torch.float16)
+    export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16")
+    measured = onnx_score(onnx, test)
+    student.facts["accuracy"] = _fact(shown(measured))
+    zoo.save_file(student, tensors, dtype=torch.float16)
+    export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16", images=list(test.paths), labels=test.labels)
+    assert onnx_score(onnx, test) == measured
+    return measured
+
+
+def _fact(score: dict[str, Any]) -> dict[str, Any]:
+    """For the file's header, which people read: the interval in words."""
+    low, high = score["interval"]
+    return {"top1": score["top1"], "interval_95": f"{low:.1%} to {high:.1%}"} | {
+        k: score[k] for k in ("top5", "images")
+    }
+
+
+def _row(name: str, score: dict[str, Any]) -> str:
+    low, high = score["interval"]
+    return f"| {name} | {score['top1']:.1%} | {low:.1%} to {high:.1%} | {score['top5']:.1%} |".replace("%", " %")
+
+
+def register(digest: str, path: Path = Path(registry.__file__)) -> None:
+    """Put the bundled file's SHA-256 into the registry's table."""
+    text, before = path.read_text(encoding="utf-8"), registry.BUNDLED[KEY]
+    assert text.count(before) == 1
+    with written_whole(path) as temporary:
+        temporary.write_text(text.replace(before, digest), encoding="utf-8")
