@@ -268,7 +268,7 @@ def sizes_plot(results: Results) -> Any:
     figure, axes = _figure("parameters of the backbone, millions", "top-1, %")
     starts = {"supervised only": "supervised_{}", "teacher": "finetune_{}_layer1"}
     starts |= {"student": "distill_self_{}", "narrower student": "distill_small_{}"}
-    for share, marker in zip(shares(results)[:-1], "ovs", strict=False):
+    for share, marker in zip(shares(results)[:-1], "ovs", strict=False):  # more markers than shares
         for place, (name, start) in enumerate(starts.items()):
             runs = [r for key, r in results.items() if key.rpartition("_s")[0] == start.format(percent(share))]
             if runs:

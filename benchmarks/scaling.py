@@ -349,7 +349,7 @@ def plot(path: Path, panels: Sequence[tuple[str, str, Lines]], *, logarithmic: b
     FigureCanvasAgg(figure)
     for number, (title, below, lines) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        for colour, (name, (xs, ys)) in zip(_COLOURS, lines.items(), strict=False):
+        for colour, (name, (xs, ys)) in zip(_COLOURS, lines.items(), strict=False):  # more colours than lines
             rising = f" (exponent {exponent(xs, ys):.2f})" if logarithmic and len(xs) > 2 and min(ys) > 0 else ""
             axes.plot(xs, ys, color=colour, marker="o", markersize=3, linewidth=1, label=name + rising)
         if logarithmic:
