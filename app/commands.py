@@ -20,7 +20,9 @@ PATH = click.Path(path_type=Path)
     multiple=True,
     help="An exported student; the bundled one unless given. Several times: side by side.",
 )
-@click.option("--gallery", help="A folder of pictures, or an index, to search; drawn pictures unless given.")
+@click.option(
+    "--gallery", help="A folder of pictures, or an index, to search; pictures that come with it unless given."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 lets other machines in.")
 @click.option("--port", type=int, help="The first free one from 7860 unless given.")
 @click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from app.index import DELETED, FileState, Index, Record, open_index
-from app.pictures import drawn_folder
+from app.pictures import PICTURES
 from app.uploads import pillow_is_restricted
 from export.runtime import CHUNK, OnnxModel
 from zoo.files import cache_dir
@@ -411,7 +411,7 @@ def index_path(paths: Sequence[str | Path], fingerprint: str) -> Path:
 
 def open_gallery(gallery: str | Path | None, model: OnnxModel, *, progress: Progress = True) -> tuple[Index, Report]:
     """What the app searches, open: an index (a file or an address) as it is, or a folder of pictures, its index kept in
-    the cache and brought up to date. None: the pictures that are drawn for a first look.
+    the cache and brought up to date. None: the pictures that come with the package.
 
     Raises ValueError for a folder or index that is missing, a folder without a picture that can be read, or an index of
     another model.
@@ -419,7 +419,7 @@ def open_gallery(gallery: str | Path | None, model: OnnxModel, *, progress: Prog
     if gallery is not None and is_index(gallery):
         opened = open_index(gallery, model=model.fingerprint, dimension=model.feature_width, create=False)
         return opened, Report(0, 0, 0, {})
-    folder = Path(gallery) if gallery is not None else drawn_folder(cache_dir())
+    folder = Path(gallery) if gallery is not None else PICTURES
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder." if not folder.exists() else f"{folder}: no folder and no index.")
     return open_pictures([folder], model, progress=progress)

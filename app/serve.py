@@ -22,11 +22,10 @@ from app.access import Access, access_for, accounts, told
 from app.engine import Engine, bundled_student
 from app.gallery import open_gallery
 from app.guard import Limits
-from app.pictures import DRAWN, drawn_folder
+from app.pictures import examples
 from app.quick import import_page, without_stubs
 from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
-from zoo.files import cache_dir
 
 FIRST_PORT, PORTS = 7860, 100
 _CONNECTIONS = 1000  # open at a time; beyond that, 503 at once
@@ -102,8 +101,7 @@ def application(
     """The web application with the page. ``folder`` takes the page's own files."""
     from app import server, theme, ui
 
-    pictures = drawn_folder(cache_dir())
-    page = ui.build(engine, access, examples=[pictures / name / "1.jpg" for name in DRAWN], labels=labels)
+    page = ui.build(engine, access, examples=examples(), labels=labels)
     look = server.Look(theme=theme.theme(), css=theme.css(), favicon=theme.favicon(folder / "favicon.png"))
     frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
     limits = Limits(upload=_MANY, held=2 * _MANY, seconds=600) if access.edits else Limits()

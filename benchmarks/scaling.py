@@ -7,7 +7,8 @@ Every figure is of a process of its own: a median of some repetitions, and memor
 that before. --quick takes small sizes, to see that all works. --write puts the tables between the marks of a page and
 what was measured into benchmarks/results/scaling.json, which benchmarks/paper_estimate.py reads; parts that were not
 measured this time stay as they were (`--part` alone measures none and draws all). --images is a folder of JPEGs to
-decode (the drawn ones unless given). lightly is left out where it is not installed. Under ten minutes on two cores.
+decode (those that come with the app unless given). lightly is left out where it is not installed. Under ten minutes on
+two cores.
 """
 
 import argparse
@@ -265,12 +266,11 @@ def part_index(quick: bool) -> list[Point]:
 
 def part_embed(quick: bool, images: Path | None) -> list[Point]:
     import zoo
-    from app.pictures import drawn_folder
+    from app.pictures import PICTURES
     from export import to_onnx
-    from zoo.files import cache_dir
 
     points: list[Point] = []
-    found = fresh("decode", images or drawn_folder(cache_dir()))
+    found = fresh("decode", images or PICTURES)
     points += [found] if found else []
     with tempfile.TemporaryDirectory() as name:
         for network in ("r18_1x",) if quick else ("r18_1x", "r50_1x"):

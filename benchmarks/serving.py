@@ -278,16 +278,12 @@ async def recovery(port: int, pictures: list[Known], calm: float) -> float:
 
 
 def pictures_of(folder: Path | None, model: Any, count: int) -> list[Known]:
-    from app.pictures import DRAWN, drawn_folder
+    from app.pictures import PICTURES
     from app.uploads import read_upload
     from export.runtime import softmax
-    from zoo.files import cache_dir
 
-    if folder is None:
-        drawn = drawn_folder(cache_dir())
-        files = [file for name in DRAWN for file in sorted((drawn / name).glob("*.jpg"))]
-    else:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    among = (folder or PICTURES).rglob("*")
+    files = sorted(path for path in among if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     random.Random(0).shuffle(files)
     known = []
     for file in files[:count]:

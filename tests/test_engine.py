@@ -7,9 +7,10 @@ import pytest
 from test_export import LABELS, tiny_student
 
 import export
-from app import engine, pictures
+from app import drawings, engine, pictures
 from app.engine import Engine, classification
 from app.index import Record, open_index
+from zoo.transforms import read_image
 
 
 @pytest.fixture(scope="session")
@@ -55,20 +56,17 @@ def test_search_and_facts(model: export.OnnxModel, photo: np.ndarray, tmp_path: 
         Engine(model).search(photo)
 
 
-def test_drawn_pictures(tmp_path: Path) -> None:
-    assert list(pictures.DRAWN)[:2] == ["tench", "English springer"]
-    for name in pictures.DRAWN:
-        first = np.asarray(pictures.draw(name, 0))
-        assert first.shape == (192, 192, 3)
-        assert first.std() > 20
-    np.testing.assert_array_equal(first, np.asarray(pictures.draw(name, 0)))
-    assert np.abs(first.astype(int) - np.asarray(pictures.draw(name, 1))).mean() > 5
+def test_pictures_that_come_with_the_app() -> None:
+    assert len(list(pictures.PICTURES.glob("*/*.jpg"))) == 80
+    assert [path.parent.name for path in pictures.examples()] == sorted(drawings.DRAWN)
+    for path in pictures.examples():
+        drawn = np.asarray(drawings.draw(path.parent.name, 0)).astype(int)
+        assert drawn.std() > 20
+        assert np.abs(drawn - read_image(path)).mean() < 5  # what JPEG loses
+        assert np.abs(drawn - read_image(path.with_name("2.jpg"))).mean() > 15
 
 
-def test_drawn_pictures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "VARIATIONS", 1)
-    folder = pictures.drawn_folder(tmp_path / "cache")
-    assert sorted(path.parent.name for path in folder.glob("*/1.jpg")) == sorted(pictures.DRAWN)
-    monkeypatch.setattr(pictures, "draw", None)
-    assert pictures.drawn_folder(tmp_path / "cache") == folder
-    assert list((tmp_path / "cache").iterdir()) == [folder]
+def test_pictures_are_drawn_into_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawings, "VARIATIONS", 1)
+    drawings.write(tmp_path)
+    assert sorted(tmp_path.glob("*/*")) == sorted(tmp_path / name / "1.jpg" for name in drawings.DRAWN)

@@ -545,7 +545,7 @@ def test_open_gallery_index(folder: Path, index: Index, tmp_path: Path) -> None:
 
 
 def test_open_gallery_drawn(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(gallery, "drawn_folder", lambda cache: folder)
+    monkeypatch.setattr(gallery, "PICTURES", folder)
     index, report = gallery.open_gallery(None, Colours(), progress=False)
     assert report.embedded == index.count() == 7
     index.close()
