@@ -76,22 +76,12 @@ def measure_loss(form: str, rows: int) -> Point:
 def _step(batch: int) -> Callable[[], object]:
     """One SimCLR step of this process as training does it: r18_1x with the stem of 32 pixels."""
     import torch
+    from step import our_step
 
-    import zoo
-    from training import distributed
-    from training.lars import LARS
-    from training.loop import memory_format, pick_precision
-    from training.stages import Pretrain
-    from training.step import Step
+    from training.data import keep_freed_memory
 
-    device = torch.device("cpu")
-    model = zoo.create("r18_1x", num_classes=None, image_size=32, seed=0)
-    model.to(memory_format=memory_format(model))  # type: ignore[call-overload]
-    stage = Pretrain(model).train()
-    distributed.make_global(stage.model)
-    stage.set_network(distributed.data_parallel(stage.path))
-    optimizer = LARS(stage.parameter_groups(), lr=0.1, weight_decay=1e-4)
-    step = Step(stage, optimizer, device=device, precision=pick_precision("auto", device))
+    keep_freed_memory()
+    step = our_step("r18_1x", 32)
     views = torch.rand(2, batch, 3, 32, 32)
     return lambda: step({"view0": views[0], "view1": views[1]})
 

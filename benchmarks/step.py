@@ -4,9 +4,9 @@
 
 Ours is the step of training/runs.py: one pass for both views, NT-Xent, LARS, in the precision, layout and memory that
 it chooses on this processor. lightly's is the loop of its documentation (torchvision's ResNet, a pass for each view,
-SGD) as given and in its best form (channels-last, bf16 autocast); solo-learn's, from its own loss and LARS. Both get
-the projection head of their defaults. Each has a process of its own; steps are taken in turns; medians. With --images,
-the share of time of the data is measured too: a batch made by one loader process, alone.
+SGD) as given, channels-last, and so with bf16 autocast where the processor has bf16; solo-learn's, from its own loss
+and LARS, likewise. Both get the projection head of their defaults. Each has a process of its own; steps are taken in
+turns; medians. With --images, the share of time of the data is measured too: a batch made by one loader process, alone.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
-from training import small_planes
+from training import distributed, small_planes
 from training.augment import Augmentation
 from training.data import TrainingBatches, from_folder, keep_freed_memory
 from training.lars import LARS
@@ -46,16 +46,21 @@ DEPTHS = {"r18_1x": "resnet18", "r50_1x": "resnet50"}
 """Names of ours and torchvision's."""
 PARTS = ("forward", "loss", "backward", "optimizer")
 PRODUCT, SIDE = "product", 2048
+DEFAULT, CHANNELS_LAST, BF16 = "default", "channels-last", "channels-last, bf16"
+HAS_BF16 = pick_precision("auto", CPU) is torch.bfloat16
 FOR_GOOD = ExitStack()  # what is entered here is never left
 
 
 # ---- the competitors -------------------------------------------------------------------------------------------------
 
 
-def our_step(model: str, size: int, batch: int, precision: str) -> Step:
+def our_step(model: str, size: int, precision: str = "auto") -> Step:
+    """As training/runs.py makes it on a processor, also as one of torchrun's processes. Memory is the caller's."""
     stage = Pretrain(zoo.create(model, num_classes=None, image_size=size, seed=0)).train()
     layout = memory_format(stage.model)
     stage.to(memory_format=layout)  # type: ignore[call-overload]
+    distributed.make_global(stage.model)
+    stage.set_network(distributed.data_parallel(stage.path))
     chosen = pick_precision(precision, CPU)
     if chosen is torch.bfloat16 and small_planes.multiplies_tiles():
         FOR_GOOD.enter_context(small_planes.matrix_products(stage))
@@ -65,7 +70,7 @@ def our_step(model: str, size: int, batch: int, precision: str) -> Step:
 
 def ours(model: str, size: int, batch: int, precision: str) -> Callable[[], list[float]]:
     """A step that tells the seconds of its PARTS: what ``Step`` does, with a look at the clock between."""
-    step = our_step(model, size, batch, precision)
+    step = our_step(model, size, precision)
     stage, views = step.stage, torch.rand(2, batch, 3, size, size)
 
     def take() -> list[float]:
@@ -97,16 +102,15 @@ def backbone(model: str, size: int) -> tuple[nn.Module, int]:
 
 
 def peer_step(
-    network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizer: Any, size: int, batch: int, *, best: bool
+    network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizer: Any, size: int, batch: int, form: str
 ) -> Callable[[], object]:
-    """A pass for each view, as both peers do. ``best``: channels-last and bf16."""
-    layout = torch.channels_last if best else torch.contiguous_format
+    """A pass for each view, as both peers do, in one of the forms above."""
+    layout = torch.contiguous_format if form == DEFAULT else torch.channels_last
     network.train().to(memory_format=layout)  # type: ignore[call-overload]
     views = [torch.rand(batch, 3, size, size).contiguous(memory_format=layout) for _ in range(2)]
 
     def step() -> None:
-        context: AbstractContextManager[object] = torch.autocast("cpu", torch.bfloat16) if best else nullcontext()
-        with context:
+        with torch.autocast("cpu", torch.bfloat16, enabled=form == BF16):
             z0, z1 = network(views[0]), network(views[1])
             value = loss(z0, z1)
         value.backward()
@@ -116,23 +120,23 @@ def peer_step(
     return step
 
 
-def lightlys(model: str, size: int, batch: int, *, best: bool) -> Callable[[], object]:
+def lightlys(model: str, size: int, batch: int, form: str) -> Callable[[], object]:
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
     trunk, width = backbone(model, size)
     network = nn.Sequential(trunk, SimCLRProjectionHead(width, width, 128))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
-    return peer_step(network, NTXentLoss(), optimizer, size, batch, best=best)
+    return peer_step(network, NTXentLoss(), optimizer, size, batch, form)
 
 
-def solo_learns(model: str, size: int, batch: int, *, best: bool) -> Callable[[], object]:
+def solo_learns(model: str, size: int, batch: int, form: str) -> Callable[[], object]:
     loss, lars = (_part_of("solo", file) for file in ("losses/simclr.py", "utils/lars.py"))
     trunk, width = backbone(model, size)
     network = nn.Sequential(trunk, nn.Linear(width, 2048), nn.ReLU(), nn.Linear(2048, 128))
     sgd = torch.optim.SGD(network.parameters(), lr=0.3, weight_decay=1e-4, momentum=0.9)
     optimizer = lars.LARSWrapper(sgd, eta=0.02, clip=True, exclude_bias_n_norm=True)
-    return peer_step(network, loss.simclr_loss_func, optimizer, size, batch, best=best)
+    return peer_step(network, loss.simclr_loss_func, optimizer, size, batch, form)
 
 
 def _part_of(package: str, file: str) -> ModuleType:
@@ -154,11 +158,14 @@ Maker = Callable[[str, int, int], Callable[[], object]]
 
 def competitors() -> dict[str, Maker]:
     """Name -> what makes its step from model, size and batch; peers that are not installed are left out."""
-    found: dict[str, Maker] = {"ours": partial(ours, precision="auto"), "ours, fp32": partial(ours, precision="fp32")}
+    found: dict[str, Maker] = {"ours": partial(ours, precision="auto")}
+    forms = [DEFAULT, CHANNELS_LAST]
+    if HAS_BF16:  # without, a step in bf16 takes thirty times as long
+        found["ours, fp32"] = partial(ours, precision="fp32")
+        forms += [BF16]
     for package, name, maker in (("lightly", "lightly", lightlys), ("solo", "solo-learn", solo_learns)):
         if importlib.util.find_spec(package):
-            found[f"{name}, default"] = partial(maker, best=False)
-            found[f"{name}, channels-last, bf16"] = partial(maker, best=True)
+            found |= {f"{name}, {form}": partial(maker, form=form) for form in forms}
     return found
 
 
@@ -205,8 +212,8 @@ def arithmetic(model: str, size: int, batch: int) -> float:
 
 
 def product() -> Callable[[], object]:
-    """A product of two bf16 matrices: what the processor can do."""
-    a, b = torch.randn(2, SIDE, SIDE).bfloat16().unbind()
+    """A product of two matrices in the precision of our step: what the processor can do."""
+    a, b = torch.randn(2, SIDE, SIDE).to(pick_precision("auto", CPU)).unbind()
     return lambda: [a @ b for _ in range(20)] and None
 
 
@@ -244,7 +251,7 @@ def report(options: argparse.Namespace) -> str:
     seconds = {name: statistics.median(map(sum, rows)) for name, rows in found.items()}
     rate = 20 * 2 * SIDE**3 / seconds.pop(PRODUCT)
     for name, value in seconds.items():
-        lines.append(f"| {name} | {2 * options.batch / value:,.0f} | {value / seconds['ours']:.2f} |")
+        lines.append(f"| {name} | {2 * options.batch / value:,.3g} | {value / seconds['ours']:.2f} |")
     lines += ["", "| part of our step | s | share |", "|---|---:|---:|"]
     for name, values in zip(PARTS, zip(*found["ours"], strict=True), strict=True):
         lines.append(f"| {name} | {statistics.median(values):.3f} | {sum(values) / sum(map(sum, found['ours'])):.1%} |")
@@ -254,7 +261,8 @@ def report(options: argparse.Namespace) -> str:
     speed = arithmetic(options.model, options.size, options.batch) / seconds["ours"]
     lines += [
         "",
-        f"{speed / 1e12:.2f} of {rate / 1e12:.2f} TFLOP/s of a bf16 matrix product in turns: {speed / rate:.0%}",
+        f"{speed / 1e12:.2f} of the {rate / 1e12:.2f} TFLOP/s of a matrix product in the same precision, in turns: "
+        f"{speed / rate:.0%}",
     ]
     lines += [f"Load at the end {os.getloadavg()[0]:.1f}."]
     return "\n".join(lines)
