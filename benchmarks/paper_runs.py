@@ -22,7 +22,7 @@ PARTS = {
     6: "memory",
     7: "beside lightly",
 }
-Kind = Literal["choose", "supervised", "pretrain", "linear", "finetune", "distill", "lightly", "neighbours"]
+Kind = Literal["choose", "supervised", "pretrain", "linear", "finetune", "distill", "lightly", "neighbours", "speed"]
 TRAINED: tuple[Kind, ...] = ("supervised", "pretrain", "finetune", "distill", "lightly")
 """Kinds of which a model is left, for the runs that need it."""
 _Some = TypeVar("_Some", PretrainRecipe, FinetuneRecipe, DistillRecipe)
@@ -254,7 +254,7 @@ def _distilled(grid: Grid) -> list[Run]:
             needs = (f"finetune_{percent(share)}_layer1_s{seed}",)
             run = Run(name=f"distill_{name}_{percent(share)}_s{seed}", part=4, kind="distill", recipe=recipe)
             found.append(dataclasses.replace(run, needs=needs, share=share, seed=seed))
-    return found
+    return [*found, Run(name="speed", part=4, kind="speed")]
 
 
 def _networks(grid: Grid) -> dict[str, SpecLike]:

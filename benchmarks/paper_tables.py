@@ -232,16 +232,17 @@ TABLES: dict[str, Callable[[Results], Lines]] = {
 # ---- plots -----------------------------------------------------------------------------------------------------------
 
 
-def _figure(xlabel: str, ylabel: str) -> tuple[Any, Any]:
+def _figure(xlabel: str, ylabel: str, panels: int = 1, *, sharey: bool = True) -> tuple[Any, Any]:
+    """A figure and its first panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7 + 3 * (panels - 1), 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.2)
-    return figure, axes
+    for axes in figure.subplots(1, panels, sharey=sharey, squeeze=False)[0]:
+        axes.grid(alpha=0.2)
+    figure.axes[0].set(xlabel=xlabel, ylabel=ylabel)
+    return figure, figure.axes[0]
 
 
 def _mean(scores: Sequence[Found]) -> float:
@@ -264,8 +265,12 @@ def shares_plot(results: Results) -> Any:
 
 
 def sizes_plot(results: Results) -> Any:
-    """Teacher, students and supervised networks against parameters, one mark for each share of few labels."""
-    figure, axes = _figure("parameters of the backbone, millions", "top-1, %")
+    """Teacher, students and supervised networks against parameters and milliseconds, a mark for each share of few
+    labels."""
+    figure, first = _figure("parameters of the backbone, millions", "top-1, %", panels=2)
+    second = figure.axes[1]
+    second.set(xlabel="ms an image, ONNX on one thread")
+    milliseconds = results.get("speed", {}).get("milliseconds", {})
     starts = {"supervised only": "supervised_{}", "teacher": "finetune_{}_layer1"}
     starts |= {"student": "distill_self_{}", "narrower student": "distill_small_{}"}
     for share, marker in zip(shares(results)[:-1], "ovs", strict=False):  # more markers than shares
@@ -274,21 +279,35 @@ def sizes_plot(results: Results) -> Any:
             if runs:
                 y = _mean([run["scores"]["test"] for run in runs])
                 label = f"{name}, {100 * share:g} % of the labels"
-                axes.plot(runs[0]["parameters"] / 1e6, y, marker, color=f"C{place}", label=label)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+                first.plot(runs[0]["parameters"] / 1e6, y, marker, color=f"C{place}", label=label)
+                if runs[0]["model"] in milliseconds:
+                    second.plot(milliseconds[runs[0]["model"]], y, marker, color=f"C{place}")
+    if first.get_legend_handles_labels()[0]:
+        first.legend(fontsize="small")
     return figure
 
 
 def curves_plot(results: Results) -> Any:
-    """Leave-one-out kNN accuracy on labelled training images while pretraining."""
-    figure, axes = _figure("epoch", "kNN on training images, %")
+    """Leave-one-out kNN on labelled training images while pretraining; losses while pretraining, and with the second
+    share of the labels."""
+    figure, _ = _figure("epoch of pretraining", "kNN on training images, %", panels=3, sharey=False)
+    knn, pretraining, tuning = figure.axes
+    pretraining.set(xlabel="epoch of pretraining", ylabel="NT-Xent")
+    few = f"{percent(shares(results)[1])}" if len(shares(results)) > 1 else ""
+    tuning.set(xlabel="epoch, share of all", ylabel=f"loss, {few} of the labels")
+    shown = (f"supervised_{few}_s0", f"finetune_{few}_layer1_s0", f"distill_self_{few}_s0")
     for name, found in results.items():
-        points = found.get("curves", {}).get("knn", [])
-        if points:
-            axes.plot(*zip(*[(x, 100 * y) for x, y in points], strict=True), label=name.removeprefix("pretrain_"))
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+        curves, title = found.get("curves", {}), name.removeprefix("pretrain_")
+        if points := curves.get("knn"):
+            knn.plot(*zip(*[(x, 100 * y) for x, y in points], strict=True), label=title)
+        if (points := curves.get("loss")) and found["kind"] == "pretrain":
+            pretraining.plot(*zip(*points, strict=True), label=title)
+        elif points and name in shown:
+            end = points[-1][0]
+            tuning.plot(*zip(*[(x / end, y) for x, y in points], strict=True), label=name.partition("_")[0])
+    for axes in figure.axes:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     return figure
 
 

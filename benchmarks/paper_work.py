@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +25,12 @@ from training.loop import pick_device
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
 from zoo.files import written_whole
 from zoo.model_file import MODEL_FILE
+from zoo.registry import spec as find_spec
 from zoo.transforms import read_image
 
 K = 20  # neighbours that vote: as many as few labels allow, and never tuned
 _POINTS = 50  # of a curve that is kept
+_TIMED = 50  # calls of each network
 _THUMBNAIL, _QUERIES, _NEIGHBOURS = 64, 6, 5
 Found = dict[str, Any]
 
@@ -277,6 +281,29 @@ def _neighbours(run: Run, place: Place) -> Found:
     return {"same_class": same}
 
 
+def _speed(run: Run, place: Place) -> Found:
+    """Milliseconds an image of the grid's networks as ONNX files on one thread, a picture at a time, in turns. Weights
+    are drawn: they do not matter here."""
+    from export import to_onnx
+    from export.runtime import OnnxModel
+
+    taken: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        models = {}
+        for spec in {find_spec(network) for network in (place.grid.main, place.grid.small)}:
+            model = zoo.create(spec, num_classes=len(place.train.classes), image_size=place.grid.size, seed=0)
+            file = Path(folder) / f"{spec.name}.onnx"
+            to_onnx(model.eval(), file)
+            models[spec.name] = OnnxModel(file, threads=1)
+        for _ in range(_TIMED + 1):
+            for name, student in models.items():
+                image = student.prepare(read_image(place.test.paths[0]))[None]
+                began = time.perf_counter()
+                student(image)
+                taken.setdefault(name, []).append(1e3 * (time.perf_counter() - began))
+    return {"milliseconds": {name: round(statistics.median(values[1:]), 3) for name, values in taken.items()}}
+
+
 def _sheet(rows: list[list[Path]]) -> Image.Image:
     """The asked image, a gap, those before, a gap, those after."""
     side, gap = _THUMBNAIL, _THUMBNAIL // 4
@@ -297,4 +324,5 @@ _KINDS: dict[str, Callable[[Run, Place], Found]] = {
     "distill": _distill,
     "lightly": _lightly,
     "neighbours": _neighbours,
+    "speed": _speed,
 }

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import zoo
 from training.loop import DivergedError
 from training.recipes import FinetuneRecipe
 from training.views import recipe_augmentation
@@ -271,6 +272,13 @@ def test_what_nobody_needs_is_taken_away(place: Any) -> None:
 
 
 # ---- the tables and the student --------------------------------------------------------------------------------------
+
+
+def test_networks_are_timed_as_files(place: Any) -> None:
+    (run,) = [run for run in paper_runs.table(place.grid) if run.kind == "speed"]
+    found = paper_work.do(run, place)["milliseconds"]
+    assert set(found) == {zoo.spec(place.grid.main).name, zoo.spec(place.grid.small).name}
+    assert min(found.values()) > 0
 
 
 def test_the_interval_over_draws_is_students() -> None:
