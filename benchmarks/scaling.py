@@ -7,7 +7,7 @@ Every figure is of a process of its own: a median of some repetitions, and memor
 that before. --quick takes small sizes, to see that all works. --write puts the tables between the marks of a page and
 what was measured into benchmarks/results/scaling.json, which benchmarks/paper_estimate.py reads; parts that were not
 measured this time stay as they were (`--part` alone measures none and draws all). --images is a folder of JPEGs to
-decode (those that come with the app unless given). lightly is left out where it is not installed. Under ten minutes on
+decode (those that come with the app unless given). lightly is left out where it is not installed. A quarter of an hour on
 two cores.
 """
 
@@ -104,7 +104,7 @@ def measure_processes(batch: int, threads: int) -> Point:
         take = _step(batch // distributed.size())
         take()
         seconds = []
-        for _ in range(7):
+        for _ in range(5):
             distributed.wait_for_all()
             began = time.perf_counter()
             take()
@@ -231,7 +231,7 @@ def part_step(quick: bool) -> list[Point]:
 
 
 def part_processes(quick: bool) -> list[Point]:
-    sizes = (8,) if quick else (64, 128, 256)
+    sizes = (8,) if quick else (32, 64, 128)
     points = []
     for batch in sizes:
         for processes, threads in ((1, 1), (1, 2), (2, 1)):
