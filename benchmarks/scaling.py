@@ -7,8 +7,8 @@ Every figure is of a process of its own: a median of some repetitions, and memor
 that before. --quick takes small sizes, to see that all works. --write puts the tables between the marks of a page and
 what was measured into benchmarks/results/scaling.json, which benchmarks/paper_estimate.py reads; parts that were not
 measured this time stay as they were (`--part` alone measures none and draws all). --images is a folder of JPEGs to
-decode (those that come with the app unless given). lightly is left out where it is not installed. A quarter of an hour on
-two cores.
+decode (those that come with the app unless given). lightly is left out where it is not installed. A quarter of an
+hour on two cores.
 """
 
 import argparse
