@@ -61,12 +61,13 @@ class Run:
     seed: int = 0  # of the draw of labels, and of the training
     candidates: tuple[Change, ...] = ()
     of: Literal["supervised", "finetune"] = "supervised"  # what is chosen for
+    lasting: bool = False  # its model stays beside its result, in float16: later parts need not repeat hours
 
     @property
     def config(self) -> dict[str, Any]:
         """All that decides the outcome, as JSON values."""
         told = dataclasses.asdict(self)
-        for name in ("name", "part"):
+        for name in ("name", "part", "lasting"):
             del told[name]
         if self.recipe is not None:
             for name in ("workers", "note", "save_every", "log_every"):
@@ -186,7 +187,7 @@ def _supervised(grid: Grid) -> list[Run]:
 def _main(grid: Grid) -> list[Run]:
     recipe = _pretraining(grid, grid.main, grid.epochs)
     return [
-        Run(name="pretrain_main", part=2, kind="pretrain", recipe=recipe),
+        Run(name="pretrain_main", part=2, kind="pretrain", recipe=recipe, lasting=True),
         Run(name="linear_main", part=2, kind="linear", needs=("pretrain_main",)),
         Run(name="neighbours", part=2, kind="neighbours", needs=("pretrain_main",)),
     ]

@@ -59,8 +59,17 @@ class Place:
         found: Found = json.loads((self.results / f"{name}.json").read_text(encoding="utf-8"))
         return found
 
+    def lasting(self, name: str) -> Path:
+        """Where the model of a run that lasts lies."""
+        return self.results / f"{name}.safetensors"
+
     def model(self, name: str) -> zoo.SimCLR:
-        return zoo.load_file(self.work / name / MODEL_FILE)
+        """What a finished run left. One that lasts is read from there, so that all see the same rounded weights."""
+        file = self.lasting(name)
+        return zoo.load_file(file if file.exists() else self.work / name / MODEL_FILE)
+
+    def has_model(self, name: str) -> bool:
+        return self.lasting(name).exists() or (self.work / name / MODEL_FILE).exists()
 
 
 def do(run: Run, place: Place) -> Found:
@@ -201,6 +210,8 @@ def _pretrain(run: Run, place: Place) -> Found:
     model = runs.pretrain(run.recipe, place.unlabeled, out=folder, device=place.device, resume=True, validation=few)
     if not (place.work / runs.SURVEY_FILE).exists():
         shutil.copyfile(folder / runs.SURVEY_FILE, place.work / runs.SURVEY_FILE)
+    if run.lasting:
+        zoo.save_file(model, place.lasting(run.name), dtype=torch.float16)
     return _told(run.recipe) | _of_model(model) | trained(folder, min(run.recipe.batch_size, len(place.train)))
 
 

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -272,6 +273,19 @@ def test_what_nobody_needs_is_taken_away(place: Any) -> None:
 
 
 # ---- the tables and the student --------------------------------------------------------------------------------------
+
+
+def test_the_main_line_outlives_its_work_folder(place: Any) -> None:
+    runs = paper_runs.table(place.grid)
+    assert [run.name for run in runs if run.lasting] == ["pretrain_main"]
+    (run,) = paper_runs.wanted(runs, ["pretrain_main"])
+    assert not place.has_model("pretrain_main")
+    paper_work.do(run, place)
+    trained = zoo.load_file(place.work / "pretrain_main" / "model.safetensors").state_dict()
+    shutil.rmtree(place.work)
+    assert place.has_model("pretrain_main")
+    for name, tensor in place.model("pretrain_main").state_dict().items():
+        assert torch.equal(tensor, trained[name].half().to(tensor.dtype)), name
 
 
 def test_networks_are_timed_as_files(place: Any) -> None:
