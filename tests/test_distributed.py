@@ -51,8 +51,10 @@ def test_processes_together_equal_one(world: int, alone: Path, tmp_path: Path) -
     start(world, cases, alone, tmp_path)
     for case in cases:
         ours, one = load_file(tmp_path / f"{case}.safetensors"), load_file(alone / f"{case}.safetensors")
-        # float64: rounding alone; float32: rounding grown through 50 layers (the gradient of narrow ones most)
-        loss_bound, gradient_bound, state_bound = (1e-5, 1e-3, 1e-3) if case.endswith("32") else (1e-9, 1e-9, 1e-9)
+        # float64: rounding alone; float32: rounding grown through 50 layers (the gradient of narrow ones most), by as
+        # much as the processor's kernels have it: what is left after a step differs by 1.3e-3 with AVX2, less with
+        # AVX-512
+        loss_bound, gradient_bound, state_bound = (1e-5, 1e-3, 3e-3) if case.endswith("32") else (1e-9, 1e-9, 1e-9)
         worst = {"loss": 0.0, "gradient": 0.0, "after": 0.0}
         for name, value in ours.items():
             kind = name.split("|")[1]

@@ -41,7 +41,8 @@ def test_vectors_are_like_features(retrieval: ModuleType) -> None:
     assert rows.shape == (300, 64)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
     assert rows.min() == 0  # none below, some there
-    np.testing.assert_array_equal(retrieval.features(40, 64, seed=0), rows[:40])
+    # the last bit, as with AVX2 a product of few rows takes another kernel than one of many
+    np.testing.assert_allclose(retrieval.features(40, 64, seed=0), rows[:40], atol=1e-6)
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
