@@ -271,7 +271,7 @@ def _short(grid: Grid) -> list[Run]:
             continue
         recipe = _pretraining(grid, model, grid.short_epochs)
         found += [
-            Run(name=f"pretrain_{line}", part=5, kind="pretrain", recipe=recipe),
+            Run(name=f"pretrain_{line}", part=5, kind="pretrain", recipe=recipe, lasting=line == "narrow"),
             Run(name=f"linear_{line}", part=5, kind="linear", needs=(f"pretrain_{line}",)),
         ]
         found += [

@@ -277,7 +277,7 @@ def test_what_nobody_needs_is_taken_away(place: Any) -> None:
 
 def test_the_main_line_outlives_its_work_folder(place: Any) -> None:
     runs = paper_runs.table(place.grid)
-    assert [run.name for run in runs if run.lasting] == ["pretrain_main"]
+    assert [run.name for run in runs if run.lasting] == ["pretrain_main", "pretrain_narrow"]
     (run,) = paper_runs.wanted(runs, ["pretrain_main"])
     assert not place.has_model("pretrain_main")
     paper_work.do(run, place)

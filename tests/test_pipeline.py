@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from filelock import FileLock
 from PIL import Image
@@ -29,6 +30,7 @@ def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(BUDGETS["quick"], meant_for=(14, 2))
     monkeypatch.setitem(BUDGETS, "quick", small)
     monkeypatch.setattr(estimate, "_TRY", 1)
+    monkeypatch.setattr(estimate, "_MOST", 1)
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +292,23 @@ def test_time_in_words(seconds: float, words: str) -> None:
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("image", "counts"), [(0.001, [4, 8, 16, 32]), (0.1, [4, 8]), (2.0, [4])])
+def test_a_trial_grows_until_it_takes_long_enough(
+    monkeypatch: pytest.MonkeyPatch, image: float, counts: list[int]
+) -> None:
+    """A step has a cost of its own, which few images do not show the share of."""
+    tried = []
+
+    def trial(model: object, image_size: int, device: object, precision: object, count: int) -> float:
+        tried.append(count)
+        return 0.01 + image * count
+
+    monkeypatch.setattr(estimate, "_trial", trial)
+    seconds = estimate.step_seconds.__wrapped__(TINY, 32, torch.device("cpu"), torch.float32)
+    assert tried == counts
+    assert seconds == pytest.approx(image + 0.01 / counts[-1])
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:

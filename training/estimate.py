@@ -4,21 +4,22 @@ import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from training.augment import Augmentation
-from training.data import ImageSet
+from training.data import ImageSet, give_back_freed_memory, keep_freed_memory
 from training.loop import memory_format
 from zoo.registry import Spec
 from zoo.simclr import SimCLR
 from zoo.transforms import read_image
 from zoo.weights import create
 
-_TRY, _TRY_ON_GPU = 4, 32  # images in a trial step; a GPU shows its speed on many only
+_TRY, _MOST = 4, 32  # images in the first trial step, and in the largest: few of them show less than the speed of many
+_LONG = 0.7  # seconds of a step that is long enough to tell
 _PATIENCE = 20.0  # seconds; a slower first step is taken for the measure itself
 _LARGEST = 60e6  # parameters; a larger network is not built for the trial, but reckoned from _YARDSTICK
 _YARDSTICK = Spec(50, 1, True)
@@ -52,7 +53,21 @@ def step_seconds(spec: Spec, image_size: int, device: torch.device, precision: t
         return ratio * step_seconds(_YARDSTICK, image_size, device, precision)
     model = create(spec, num_classes=None, image_size=image_size, projector=False, seed=0).train()
     model = model.to(device, memory_format=memory_format(model))  # type: ignore[call-overload]
-    count = _TRY if device.type == "cpu" else _TRY_ON_GPU
+    if device.type != "cpu":
+        return _trial(model, image_size, device, precision, _MOST) / _MOST
+    with ExitStack() as meanwhile:
+        keep_freed_memory()  # as a run does
+        meanwhile.callback(give_back_freed_memory)
+        count = _TRY
+        seconds = _trial(model, image_size, device, precision, count)
+        while seconds < _LONG and 2 * count <= _MOST:
+            count *= 2
+            seconds = _trial(model, image_size, device, precision, count)
+        return seconds / count
+
+
+def _trial(model: SimCLR, image_size: int, device: torch.device, precision: torch.dtype, count: int) -> float:
+    """Seconds of a step of ``count`` images."""
     images = torch.rand(count, 3, image_size, image_size, device=device)
 
     def step() -> None:
@@ -62,7 +77,7 @@ def step_seconds(spec: Spec, image_size: int, device: torch.device, precision: t
         loss.item()  # waits for the device
 
     first = _seconds(step, least=1, longest=0)  # it also allocates and chooses algorithms
-    return (first if first > _PATIENCE else _seconds(step, least=2)) / count
+    return first if first > _PATIENCE else _seconds(step, least=2)
 
 
 def view_seconds(images: ImageSet, image_size: int) -> float:
