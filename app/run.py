@@ -21,8 +21,7 @@ _EXPORT_NEEDS = ("onnx", "onnxruntime")
     type=click.Choice(["auto", "quick", "standard", "paper"]),
     default="auto",
     show_default=True,
-    help="quick: up to an hour on two cores. standard: hours on a GPU. paper: a cluster. auto: standard on a GPU, else "
-    "quick.",
+    help="quick: minutes. standard: hours on a GPU. paper: a cluster. auto: standard on a GPU, else quick.",
 )
 @click.option("--teacher", help="The network to pretrain; the budget's unless given.")
 @click.option("--student", help="The network to distil into; the budget's unless given.")

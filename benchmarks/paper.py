@@ -100,8 +100,9 @@ def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
 
 def seconds_a_view(runs: Sequence[Run], done: dict[str, Found], images: int) -> float:
     """Of a view of r18_1x at 64 pixels, by what the finished runs of this table took; a guess before there are any."""
-    taken = sum(done[run.name]["seconds"] for run in runs if run.name in done)
-    views = sum(work(run, images) for run in runs if run.name in done)
+    trained = [run for run in runs if run.name in done and run.recipe is not None]
+    taken = sum(done[run.name]["seconds"] for run in trained)
+    views = sum(work(run, images) for run in trained)
     return taken / views if views else 1 / _VIEWS
 
 
