@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py [--repeat 7] [--peer PYTHON]
 
 Medians, in turns. Files are in the machine's cache and compiled (a start that is not counted sees to it). The page is
-there when GET / answers 200; "first start" has an empty cache folder, so that the gallery is drawn and embedded too.
+there when GET / answers 200; "first start" has an empty cache folder, so that the gallery is embedded too.
 Gradio's own is its shortest program, an Interface of one text to another. --peer names a Python that has other packages
 (lightly, timm, transformers); what is not installed is left out.
 """

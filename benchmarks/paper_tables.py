@@ -293,7 +293,7 @@ def curves_plot(results: Results) -> Any:
     figure, _ = _figure("epoch of pretraining", "kNN on training images, %", panels=3, sharey=False)
     knn, pretraining, tuning = figure.axes
     pretraining.set(xlabel="epoch of pretraining", ylabel="NT-Xent")
-    few = f"{percent(shares(results)[1])}" if len(shares(results)) > 1 else ""
+    few = percent(shares(results)[1]) if len(shares(results)) > 1 else ""
     tuning.set(xlabel="epoch, share of all", ylabel=f"loss, {few} of the labels")
     shown = (f"supervised_{few}_s0", f"finetune_{few}_layer1_s0", f"distill_self_{few}_s0")
     for name, found in results.items():

@@ -5,7 +5,7 @@
 
 The server runs on one core, this generator on another (Linux: sched_setaffinity, /proc). Closed loop: so many askers,
 each with one request at a time; open loop: requests arrive at random (Poisson), whether others are answered or not.
-Every answer is compared with the one computed beforehand, without the server. Without --images, pictures are drawn.
+Every answer is compared with the one computed beforehand, without the server. Without --images, the app's own are sent.
 Wants two quiet cores: what others take of the server's is told, and is missing from the capacity.
 """
 

@@ -160,7 +160,7 @@ def competitors() -> dict[str, Maker]:
     """Name -> what makes its step from model, size and batch; peers that are not installed are left out."""
     found: dict[str, Maker] = {"ours": partial(ours, precision="auto")}
     forms = [DEFAULT, CHANNELS_LAST]
-    if HAS_BF16:  # without, a step in bf16 takes thirty times as long
+    if HAS_BF16:  # without, a step in bf16 takes eleven times as long
         found["ours, fp32"] = partial(ours, precision="fp32")
         forms += [BF16]
     for package, name, maker in (("lightly", "lightly", lightlys), ("solo", "solo-learn", solo_learns)):

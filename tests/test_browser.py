@@ -35,6 +35,7 @@ from test_export import randomise, tiny_student
 import export
 import zoo
 from app.engine import bundled_student
+from app.pictures import PICTURES
 from training import data
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -58,7 +59,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The bundled student and another beside it, with the gallery that the app draws itself."""
+    """The bundled student and another beside it, with the gallery that comes with the app."""
     student = tiny_student(tmp_path_factory.getbasetemp())
     with serving(tmp_path_factory.mktemp("served"), "--model", bundled_student(), "--model", student) as running:
         yield running
@@ -82,9 +83,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def drawn(served: Served) -> Path:
+def drawn() -> Path:
     """The folder of drawn pictures, which are the gallery."""
-    return next((served.folder / "cache").glob("pictures-*"))
+    return PICTURES
 
 
 # ---- each tab as a person uses it ------------------------------------------------------------------------------------
@@ -425,9 +426,8 @@ def test_a_model_without_classifier(browser: Any, odd: Served) -> None:
         keep(page, "label_without_classifier")
 
 
-def test_strangers_look_only(browser: Any, served: Served, tmp_path: Path) -> None:
+def test_strangers_look_only(browser: Any, drawn: Path, tmp_path: Path) -> None:
     """With --public: no Map, Label or Gallery; what is taught stays in the page and is not saved."""
-    drawn = next((served.folder / "cache").glob("pictures-*"))
     with serving(tmp_path, "--public") as running, visit(browser, running) as page:
         assert page.get_by_role("tab").all_inner_texts() == ["Classify", "Search", "Teach", "About"]
         tab(page, "Teach")

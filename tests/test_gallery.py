@@ -544,7 +544,7 @@ def test_open_gallery_index(folder: Path, index: Index, tmp_path: Path) -> None:
         gallery.open_gallery(tmp_path / "g.sqlite", other)
 
 
-def test_open_gallery_drawn(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_open_gallery_that_comes_with_the_app(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(gallery, "PICTURES", folder)
     index, report = gallery.open_gallery(None, Colours(), progress=False)
     assert report.embedded == index.count() == 7

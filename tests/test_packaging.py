@@ -64,7 +64,8 @@ def test_wheel_holds_what_it_must(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {"zoo", "training", "export", "app"} == {top for top in tops if not top.endswith(".dist-info")}
-    for needed in ("zoo/py.typed", "app/style.css", "export/bundled/r18_1x.imagenette_distilled.onnx"):
+    bundled = ("export/bundled/r18_1x.imagenette_distilled.onnx", "app/bundled/pictures/tench/1.jpg")
+    for needed in ("zoo/py.typed", "app/style.css", *bundled):
         assert needed in names
     student = next(i for i in zipfile.ZipFile(wheel).infolist() if i.filename.endswith("imagenette_distilled.onnx"))
     assert student.file_size <= 25_000_000

@@ -29,6 +29,7 @@ LABELLED = [f"{name}/{k:02d}.png" for name in ("circle", "square", "stripes") fo
 def tiny_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(BUDGETS["quick"], meant_for=(14, 2))
     monkeypatch.setitem(BUDGETS, "quick", small)
+    monkeypatch.setattr(estimate, "_FEW", 1)
     monkeypatch.setattr(estimate, "_TRY", 1)
     monkeypatch.setattr(estimate, "_MOST", 1)
 
@@ -291,9 +292,6 @@ def test_time_in_words(seconds: float, words: str) -> None:
     assert estimate.in_words(seconds) == words
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("image", "counts"), [(0.001, [4, 8, 16, 32]), (0.1, [4, 8]), (2.0, [4])])
 def test_a_trial_grows_until_it_takes_long_enough(
     monkeypatch: pytest.MonkeyPatch, image: float, counts: list[int]
@@ -309,6 +307,9 @@ def test_a_trial_grows_until_it_takes_long_enough(
     seconds = estimate.step_seconds.__wrapped__(TINY, 32, torch.device("cpu"), torch.float32)
     assert tried == counts
     assert seconds == pytest.approx(image + 0.01 / counts[-1])
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from zoo.simclr import SimCLR
 from zoo.transforms import read_image
 from zoo.weights import create
 
+_FEW = 4  # images that are read and augmented for a trial
 _TRY, _MOST = 4, 32  # images in the first trial step, and in the largest: few of them show less than the speed of many
 _LONG = 0.7  # seconds of a step that is long enough to tell
 _PATIENCE = 20.0  # seconds; a slower first step is taken for the measure itself
@@ -82,7 +83,7 @@ def _trial(model: SimCLR, image_size: int, device: torch.device, precision: torc
 
 def view_seconds(images: ImageSet, image_size: int) -> float:
     """Seconds of one core to read and augment one view of these images."""
-    few = images.paths[:: -(-len(images) // _TRY)]
+    few = images.paths[:: -(-len(images) // _FEW)]
     augmentation = Augmentation(image_size)
 
     def two_views() -> None:

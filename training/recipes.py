@@ -166,7 +166,7 @@ _SCRATCH = dataclasses.replace(
     _NESTEROV, epochs=100, classify_from=0, from_scratch=True, note="The baseline: 10 % of the images, all labelled."
 )
 _QUICK = (
-    "For 2,000 images; on two cores with bf16 ten minutes in all. With other numbers the epochs change, not the work."
+    "For 2,000 images; on two cores a quarter of an hour in all. With other numbers the epochs change, not the work."
 )
 
 # fields that change nothing in what is computed

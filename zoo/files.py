@@ -18,7 +18,7 @@ def platform_cache_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Where weights, galleries and drawn pictures are kept: ``SIMCLR_CACHE``, else the platform's cache folder."""
+    """Where weights and galleries are kept: ``SIMCLR_CACHE``, else the platform's cache folder."""
     return Path(os.environ.get("SIMCLR_CACHE") or platform_cache_dir())
 
 
