@@ -65,7 +65,9 @@ def cell(scores: Sequence[Found]) -> str:
 
 def shares(results: Results) -> list[float]:
     """Of labels, ascending."""
-    return sorted({found["share"] for found in results.values() if found["share"] is not None})
+    of_runs = {found["share"] for found in results.values() if found["share"] is not None}
+    of_draws = {draw["share"] for found in results.values() for draw in found.get("draws", ())}
+    return sorted(of_runs | of_draws)
 
 
 def on_test(results: Results, start: str) -> list[Found]:

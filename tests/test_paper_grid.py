@@ -326,6 +326,21 @@ def test_tables_come_from_the_files_alone(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "results_shares.png").stat().st_size > 1000
 
 
+def test_a_single_evaluation_makes_tables(tmp_path: Path) -> None:
+    """The first results of a grid are those of one pretrained network."""
+    score = {"top1": 0.5, "interval": [0.49, 0.51]}
+    pretrained = {"name": "pretrain_narrow", "part": 5, "kind": "pretrain", "share": None, "seconds": 60.0}
+    pretrained |= {"model": "r18_0.5x", "parameters": 2_800_000, "hardware": "a processor"}
+    draws = [{"share": share, "seed": 0, "linear": score, "knn": score} for share in (0.1, 1.0)]
+    linear_ = {"name": "linear_narrow", "part": 5, "kind": "linear", "share": None, "seconds": 1.0, "draws": draws}
+    results = {"linear_narrow": linear_ | {"hardware": "a processor"}, "pretrain_narrow": pretrained}
+    assert tables.widths_table(results)[2] == "| r18_0.5x (2.80 M) | – | – | 50.0 (49.0–51.0) |"
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {mark} -->\n<!-- /{mark} -->\n" for mark in tables.TABLES))
+    tables.write(results, page, tmp_path)
+    assert "r18_0.5x" in page.read_text()
+
+
 def test_the_student_is_chosen_without_the_validation_images(place: Any) -> None:
     with pytest.raises(ValueError, match="No student is finished yet"):
         shipping.best(place)
