@@ -98,12 +98,13 @@ def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
     return found
 
 
-def seconds_a_view(runs: Sequence[Run], done: dict[str, Found], images: int) -> float:
-    """Of a view of r18_1x at 64 pixels, by what the finished runs of this table took; a guess before there are any."""
+def seconds_a_view(place: Place) -> float:
+    """Of a view of r18_1x at 64 pixels, by what the grid's finished runs took on this hardware; a guess before."""
+    runs, here = table(place.grid), hardware(place.device)
+    done = {name: told for name, told in finished(runs, place.results).items() if told["hardware"] == here}
     trained = [run for run in runs if run.name in done and run.recipe is not None]
-    taken = sum(done[run.name]["seconds"] for run in trained)
-    views = sum(work(run, images) for run in trained)
-    return taken / views if views else 1 / _VIEWS
+    views = sum(work(run, len(place.train)) for run in trained)
+    return sum(done[run.name]["seconds"] for run in trained) / views if views else 1 / _VIEWS
 
 
 # ---- doing them ------------------------------------------------------------------------------------------------------
@@ -140,8 +141,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def say_where(runs: Sequence[Run], place: Place, left: Sequence[Run]) -> None:
     """What is done, what is next, and how long it may take."""
-    images, done = len(place.train), finished(runs, place.results)
-    pace = seconds_a_view(runs, done, images)
+    images, pace = len(place.train), seconds_a_view(place)
     rest = sum(work(run, images) for run in left) * pace
     until = datetime.datetime.now() + datetime.timedelta(seconds=rest)
     print(
@@ -194,7 +194,7 @@ def _left(runs: Sequence[Run], place: Place) -> list[Run]:
 def show(runs: Sequence[Run], place: Place) -> None:
     """The table, with what is done."""
     done = finished(runs, place.results)
-    pace = seconds_a_view(runs, done, len(place.train))
+    pace = seconds_a_view(place)
     for run in runs:
         took = f"done, {in_words(done[run.name]['seconds'])}" if run.name in done else ""
         about = took or f"about {in_words(work(run, len(place.train)) * pace)}"

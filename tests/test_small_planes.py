@@ -1,4 +1,4 @@
-"""Convolutions as matrix products against float64: no further from it than the library's own in bf16."""
+"""Convolutions as matrix products against float64; in bf16 no further from it than the library's own."""
 
 import dataclasses
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import zoo
 from training import data, runs, small_planes
-from zoo.resnet import ConvNorm, conv
+from training.small_planes import NEIGHBOURS, TAPS
+from zoo.resnet import ConvNorm, conv, convolve
 
 
 def _results(convolve, layer: nn.Conv2d, images: Tensor, pull: Tensor, *, bf16: bool) -> list[Tensor]:
@@ -27,75 +28,90 @@ def _off(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "stride"), [(4, 4, 1), (3, 5, 1), (1, 1, 1), (8, 8, 1), (8, 8, 2), (7, 9, 2)]
-)
-def test_forward_and_gradients_are_those_of_a_convolution(height, width, stride):
+SHAPES = [(4, 4, 1), (2, 2, 1), (3, 5, 1), (2, 7, 1), (1, 1, 1), (1, 3, 2), (8, 8, 1), (8, 8, 2), (7, 9, 2)]
+
+
+@pytest.mark.parametrize(("height", "width", "stride"), SHAPES)
+@pytest.mark.parametrize(("products", "most"), [(NEIGHBOURS, 0.005), (TAPS, 1e-6)])  # bf16 has 8 bits, float32 24
+def test_forward_and_gradients_are_those_of_a_convolution(products, most, height, width, stride):
     torch.manual_seed(0)
+    bf16 = products.precision is torch.bfloat16
     layer = conv(24, 40, 3, stride).to(memory_format=torch.channels_last)
     images = torch.randn(6, 24, height, width).contiguous(memory_format=torch.channels_last)
     pull = torch.randn(6, 40, -(-height // stride), -(-width // stride))
-    found = _results(small_planes.convolve, layer, images, pull, bf16=True)
-    plain = _results(lambda layer, x: layer(x), layer, images, pull, bf16=True)
+    found = _results(products, layer, images, pull, bf16=bf16)
+    plain = _results(lambda layer, x: layer(x), layer, images, pull, bf16=bf16)
     exact = _results(lambda layer, x: layer(x), layer.double(), images.double(), pull.double(), bf16=False)
     for ours, theirs, expected in zip(found, plain, exact, strict=True):
         assert ours.shape == expected.shape
-        assert _off(ours, expected) < 0.005  # bf16 has 8 bits
-        assert _off(ours, expected) < 1.2 * _off(theirs, expected)
+        assert _off(ours, expected) < most
+        if bf16:
+            assert _off(ours, expected) < 1.2 * _off(theirs, expected)
 
 
-@pytest.mark.parametrize(("size", "bf16"), [(4, False), (20, True)])
-def test_large_planes_and_float32_take_the_usual_way(size, bf16):
-    layer, images = conv(8, 8, 3), torch.randn(2, 8, size, size)
+@pytest.mark.parametrize("products", [NEIGHBOURS, TAPS])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_large_planes_and_another_precision_take_the_usual_way(products, bf16):
+    layer, images = conv(8, 8, 3), torch.randn(2, 8, 20, 20)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        assert torch.equal(small_planes.convolve(layer, images), layer(images))
-        assert "SmallPlanes" not in str(small_planes.convolve(layer, images).grad_fn)
-        small = small_planes.convolve(layer, images[..., :4, :4])
-    assert ("SmallPlanes" in str(small.grad_fn)) == bf16
+        assert torch.equal(products(layer, images), layer(images))
+        assert "SmallPlanes" not in str(products(layer, images).grad_fn)
+        small = products(layer, images[..., :4, :4])
+    assert ("SmallPlanes" in str(small.grad_fn)) == (bf16 == (products is NEIGHBOURS))
 
 
-@pytest.mark.parametrize("side", [4, 8])
-def test_a_part_without_images(side):
+@pytest.mark.parametrize("side", [2, 4, 8])
+@pytest.mark.parametrize("products", [NEIGHBOURS, TAPS])
+def test_a_part_without_images(products, side):
     layer = conv(8, 12, 3).to(memory_format=torch.channels_last)
-    out, by_images, by_weights = _results(
-        small_planes.convolve, layer, torch.empty(0, 8, side, side), torch.empty(0, 12, side, side), bf16=True
-    )
+    none, pull = torch.empty(0, 8, side, side), torch.empty(0, 12, side, side)
+    out, by_images, by_weights = _results(products, layer, none, pull, bf16=products is NEIGHBOURS)
     assert (out.shape, by_images.shape) == ((0, 12, side, side), (0, 8, side, side))
     assert torch.equal(by_weights, torch.zeros(12, 8, 3, 3, dtype=torch.float64))
 
 
 def _changed(model):
     layers = [module for module in model.modules() if isinstance(module, ConvNorm)]
-    return {layer.conv.kernel_size: layer.convolve is small_planes.convolve for layer in layers}
+    return {layer.conv.kernel_size: layer.convolve is TAPS for layer in layers}
 
 
 def test_only_3x3_convolutions_are_changed_and_only_inside():
     model = zoo.create(TINY, num_classes=None, image_size=48)
-    with small_planes.matrix_products(model):
+    with small_planes.matrix_products(model, TAPS):
         assert _changed(model) == {(1, 1): False, (3, 3): True, (7, 7): False}
     assert _changed(model) == {(1, 1): False, (3, 3): False, (7, 7): False}
 
 
-@pytest.mark.parametrize(
-    ("tiles", "precision", "used"), [(True, "bf16", True), (True, "fp32", False), (False, "bf16", False)]
-)
-def test_runs_use_them_where_there_are_tiles(image_folder, tmp_path, monkeypatch, tiles, precision, used):
-    seen = []
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512", "DEFAULT"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_the_way_is_chosen_by_processor_and_precision(monkeypatch, tiles, capability):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert small_planes.faster(torch.bfloat16) is (NEIGHBOURS if tiles else None)
+    assert small_planes.faster(torch.float32) is (TAPS if capability == "AVX2" else None)
+    assert small_planes.faster(torch.float16) is None
 
-    def watched(layer, x):
+
+@pytest.mark.parametrize(("products", "precision"), [(NEIGHBOURS, "bf16"), (TAPS, "fp32"), (None, "fp32")])
+def test_runs_use_the_way_that_is_chosen(image_folder, tmp_path, monkeypatch, products, precision):
+    asked, seen, kept = [], [], []
+
+    def chosen(wanted):
+        asked.append(wanted)
+        return products and dataclasses.replace(products, gradient=watched)
+
+    def watched(gradient, x, stride):
         seen.append(tuple(x.shape[2:]))
-        return small_planes_convolve(layer, x)
+        return products.gradient(gradient, x, stride)
 
-    small_planes_convolve = small_planes.convolve
-    kept = []
-    monkeypatch.setattr(small_planes, "convolve", watched)
-    monkeypatch.setattr(small_planes, "multiplies_tiles", lambda: tiles)
+    monkeypatch.setattr(small_planes, "faster", chosen)
     monkeypatch.setattr(runs, "keep_freed_memory", lambda: kept.append("kept"))
     monkeypatch.setattr(runs, "give_back_freed_memory", lambda: kept.append("given back"))
     recipe = dataclasses.replace(
         PRETRAIN, precision=precision, epochs=1, warmup_epochs=0, micro_batch=5, recompute=True
     )
     model = runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "run", device="cpu")
-    assert bool(seen) == used
+    assert asked == [torch.bfloat16 if precision == "bf16" else torch.float32]
+    assert bool(seen) == (products is not None)
     assert kept == ["kept", "given back"]
-    assert not any(module.convolve is watched for module in model.modules() if isinstance(module, ConvNorm))
+    assert all(module.convolve is convolve for module in model.modules() if isinstance(module, ConvNorm))

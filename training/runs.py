@@ -373,8 +373,9 @@ class _Run:
             if place.type == "cpu":
                 keep_freed_memory()
                 meanwhile.callback(give_back_freed_memory)
-                if precision is torch.bfloat16 and small_planes.multiplies_tiles() and not recipe.compile:
-                    meanwhile.enter_context(small_planes.matrix_products(stage))
+                products = None if recipe.compile else small_planes.faster(precision)
+                if products is not None:
+                    meanwhile.enter_context(small_planes.matrix_products(stage, products))
             train(step, stream, self._plan(batches, config, place), resume=resume)
 
     def _plan(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> Plan:

@@ -1,12 +1,13 @@
-"""3x3 convolutions on small planes as matrix products: up to three times as fast where a processor has tiles (AMX).
+"""3x3 convolutions on small planes as matrix products, where they are faster than oneDNN's convolutions.
 
-There oneDNN's convolutions in bf16 are slow where planes are small: 512 channels on 4 x 4 pixels take it 75 (forward),
-88 (gradient of the data) and 230 ms (of the weights) for 256 images; matrix products take 40, 41 and 46 ms. Without
-such tiles its convolutions are the faster ones (benchmarks/small_planes.py).
+On few pixels those are slow, and slowest in the gradient of the weights: 512 channels on 2 x 2 pixels in float32 with
+AVX2 take 60 ms for 512 images forward and 240 to 520 ms for that gradient; products take 38 and 38. In bf16 it is so
+where a processor has tiles (AMX). Measured by benchmarks/small_planes.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,48 +16,70 @@ from torch.autograd.function import once_differentiable
 
 from zoo.resnet import ConvNorm
 
-_WEIGHTS, _WHOLE = 64, 16  # pixels of an output plane up to which the weights' gradient, or all three, are faster so
+
+@dataclass(frozen=True)
+class Products:
+    """A way to convolve small planes by matrix products; it takes the place of ``ConvNorm.convolve``.
+
+    ``planes`` is the convolution at stride 1: (B, in, H, W) and the weight, (out, in, 3, 3), to (B, out, H, W).
+    ``gradient`` is that of the weight: from the output's gradient, the input and the stride.
+    """
+
+    precision: torch.dtype  # in which it is the faster way
+    planes: Callable[[Tensor, Tensor], Tensor]
+    gradient: Callable[[Tensor, Tensor, int], Tensor]
+    most_for_weights: int  # pixels of an output plane up to which the weights' gradient is faster so
+    most: int  # and up to which all of a convolution at stride 1 is
+
+    def __call__(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """A 3x3 convolution, padded by one: (B, in, H, W) to (B, out, H / stride, W / stride), rounded up."""
+        stride = conv.stride[0]
+        pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+        cast = torch.is_autocast_enabled("cpu")
+        precision = torch.get_autocast_dtype("cpu") if cast else x.dtype
+        if pixels > self.most_for_weights or precision is not self.precision:
+            out: Tensor = conv(x)
+            return out
+        return _SmallPlanes.apply(x, conv.weight, stride, self)
 
 
-def multiplies_tiles() -> bool:
-    """Whether this processor has AMX."""
+def faster(precision: torch.dtype) -> Products | None:
+    """The way for networks that compute in ``precision`` on this processor; None if convolutions are faster."""
+    if precision is torch.bfloat16 and _multiplies_tiles():
+        return NEIGHBOURS
+    if precision is torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return TAPS
+    return None
+
+
+def _multiplies_tiles() -> bool:
     supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private: it may go
     return bool(supported())
 
 
 @contextmanager
-def matrix_products(model: nn.Module) -> Iterator[None]:
-    """Inside, the 3x3 convolutions of a ResNet take the faster form wherever autocast has them in bf16."""
+def matrix_products(model: nn.Module, products: Products) -> Iterator[None]:
+    """Inside, the 3x3 convolutions of a ResNet are ``products`` wherever that is faster."""
     changed = [m for m in model.modules() if isinstance(m, ConvNorm) and m.conv.kernel_size == (3, 3)]
     before = [module.convolve for module in changed]
     try:
         for module in changed:
-            module.convolve = convolve
+            module.convolve = products
         yield
     finally:
         for module, form in zip(changed, before, strict=True):
             module.convolve = form
 
 
-def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 3x3 convolution, padded by one: (B, in, H, W) to (B, out, H / stride, W / stride), rounded up."""
-    stride = conv.stride[0]
-    pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
-    bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    if pixels > _WEIGHTS or not bf16:
-        out: Tensor = conv(x)
-        return out
-    return _SmallPlanes.apply(x, conv.weight, stride)
-
-
 class _SmallPlanes(torch.autograd.Function):
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # within autocast only
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, products: Products) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        if x.shape[2] * x.shape[3] <= _WHOLE and stride == 1:
-            return _planes(_neighbours(x, 1) @ _rows(weight).T, x)
+        ctx.stride, ctx.products = stride, products
+        ctx.whole = stride == 1 and x.shape[2] * x.shape[3] <= products.most
+        if ctx.whole:
+            return products.planes(x, weight)
         return torch.nn.functional.conv2d(x, weight, stride=stride, padding=1)
 
     @staticmethod
@@ -65,35 +88,89 @@ class _SmallPlanes(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         by_weight = by_x = None
         if ctx.needs_input_grad[1]:
-            rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))  # (pixels, out)
-            by_weight = rows.T @ _neighbours(x, ctx.stride)  # (out, 9 in)
-            by_weight = by_weight.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[0] and x.shape[2] * x.shape[3] <= _WHOLE and ctx.stride == 1:
-            turned = weight.flip(2, 3).transpose(0, 1)
-            by_x = _planes(_neighbours(gradient, 1) @ _rows(turned).T, gradient)
+            by_weight = ctx.products.gradient(gradient, x, ctx.stride)
+        if ctx.needs_input_grad[0] and ctx.whole:
+            by_x = ctx.products.planes(gradient, weight.flip(2, 3).transpose(0, 1))
         elif ctx.needs_input_grad[0]:
             two = [1, 1]
             by_x, _, _ = torch.ops.aten.convolution_backward(
                 gradient, x, weight, None, [ctx.stride] * 2, two, two, False, [0, 0], 1, [True, False, False]
             )
-        return by_x, by_weight, None
+        return by_x, by_weight, None, None
+
+
+# ---- neighbours: one product with the nine pixels around each pixel side by side -------------------------------------
+
+
+def _planes_of_neighbours(x: Tensor, weight: Tensor) -> Tensor:
+    rows = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)  # (out, 9 in); no copy of a channels-last one
+    return _channels_first((_neighbours(x, 1) @ rows.T).view(len(x), *x.shape[2:], len(weight)))
+
+
+def _gradient_of_neighbours(gradient: Tensor, x: Tensor, stride: int) -> Tensor:
+    rows = _channels_last(gradient).reshape(-1, gradient.shape[1])  # (pixels, out)
+    return (rows.T @ _neighbours(x, stride)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
 
 
 def _neighbours(x: Tensor, stride: int) -> Tensor:
     """The 3x3 pixels around every one that the stride meets, zeros beyond the edge: (B, C, H, W) to (pixels, 9 C)."""
     batch, channels, height, width = x.shape
     padded = x.new_zeros(batch, height + 2, width + 2, channels)
-    padded[:, 1:-1, 1:-1] = x.permute(0, 2, 3, 1)
+    padded[:, 1:-1, 1:-1] = _channels_last(x)
     image, row, pixel, _ = padded.stride()
     shape = batch, -(-height // stride), -(-width // stride), 3, 3, channels
     return padded.as_strided(shape, (image, stride * row, stride * pixel, row, pixel, 1)).reshape(-1, 9 * channels)
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """(out, in, 3, 3) to (out, 9 in), in the order of the neighbours; no copy of a channels-last one."""
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+# ---- taps: nine products, each of the pixels that this place of the kernel meets inside the plane --------------------
 
 
-def _planes(rows: Tensor, like: Tensor) -> Tensor:
-    """(pixels, C) to (B, C, H, W), channels-last."""
-    return rows.view(len(like), *like.shape[2:], rows.shape[1]).permute(0, 3, 1, 2)
+def _planes_of_taps(x: Tensor, weight: Tensor) -> Tensor:
+    pixels, places = _channels_last(x), weight.permute(2, 3, 1, 0)  # (3, 3, in, out)
+    out = x.new_zeros(*pixels.shape[:3], len(weight))
+    for row, column, to, of in _taps(x, 1):
+        met = pixels[of]
+        out[to] += (met.reshape(-1, x.shape[1]) @ places[row, column]).view(*met.shape[:3], len(weight))
+    return _channels_first(out)
+
+
+def _gradient_of_taps(gradient: Tensor, x: Tensor, stride: int) -> Tensor:
+    pulls, pixels = _channels_last(gradient), _channels_last(x)
+    found = x.new_empty(3, 3, gradient.shape[1], x.shape[1])
+    for row, column, to, of in _taps(x, stride):
+        pull = pulls[to].reshape(-1, gradient.shape[1])
+        torch.mm(pull.T, pixels[of].reshape(-1, x.shape[1]), out=found[row, column])
+    return found.permute(2, 3, 0, 1)
+
+
+_Pixels = tuple[slice, slice, slice]  # of (B, H, W, C)
+
+
+def _taps(x: Tensor, stride: int) -> Iterator[tuple[int, int, _Pixels, _Pixels]]:
+    """Row and column of each of the nine weights, the output pixels it reaches, and the input pixels it takes there."""
+    every = slice(None)
+    for row in range(3):
+        for column in range(3):
+            (to_rows, rows), (to_columns, columns) = (
+                _inside(place - 1, side, stride) for place, side in zip((row, column), x.shape[2:], strict=True)
+            )
+            yield row, column, (every, to_rows, to_columns), (every, rows, columns)
+
+
+def _inside(offset: int, side: int, stride: int) -> tuple[slice, slice]:
+    """Outputs whose input, ``offset`` beside their own, is within 0 to ``side``; and those inputs."""
+    first = 1 if offset < 0 else 0
+    end = min((side - 1 - offset) // stride, (side - 1) // stride) + 1
+    return slice(first, end), slice(stride * first + offset, max(0, stride * (end - 1) + offset + 1), stride)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+NEIGHBOURS = Products(torch.bfloat16, _planes_of_neighbours, _gradient_of_neighbours, most_for_weights=64, most=16)
+TAPS = Products(torch.float32, _planes_of_taps, _gradient_of_taps, most_for_weights=49, most=9)
