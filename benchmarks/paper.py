@@ -6,13 +6,16 @@
     python benchmarks/paper.py --images IMAGENETTE --ship
     python benchmarks/paper.py --images IMAGENETTE --quick          # all of it in minutes, to see it work
 
-IMAGENETTE holds train/ and val/, class folders. Interrupted or killed, the same command goes on. Each finished run is
-a small file in --results (benchmarks/results/paper), and is not repeated; models and checkpoints are in --work, but for
-two networks that others begin with, which stay beside the results (float16, 25 and 7 MB). The validation images measure
-and choose nothing: what is chosen is chosen on a part of the training labels. The run beside lightly wants it installed
-(pip install lightly), and is left out without it.
+IMAGENETTE holds train/ and val/ (or test/), class folders. Interrupted or killed, the same command goes on. Each
+finished run is a small file in --results (benchmarks/results/paper), and is not repeated; models and checkpoints are in
+--work, but for two networks that others begin with, which stay beside the results (float16, 25 and 7 MB). The
+validation images measure and choose nothing: what is chosen is chosen on a part of the training labels. The run beside
+lightly wants it installed (pip install lightly), and is left out without it.
 
-docs/results.md is made of the result files alone, by benchmarks/paper_tables.py.
+docs/results.md is made of the result files alone, by benchmarks/paper_tables.py. Other images and labels, for a GPU:
+
+    python benchmarks/paper.py --images CIFAR10 --work runs/cifar10 --results runs/cifar10/results --only part[1-4]
+        --pretrain cifar10_pretrain --labels 40 250 4000 --size 32 --epochs 200 --batch 512
 """
 
 import argparse
@@ -35,12 +38,13 @@ from types import FrameType
 
 import numpy as np
 import torch
-from paper_runs import PARTS, QUICK, Grid, Run, table, to_do, wanted, work
+from paper_runs import PARTS, QUICK, Grid, Run, shares_of, table, to_do, wanted, work
 from paper_work import Found, Place, do, tidy
 
 from training.data import ImageSet, from_class_folders, stratified_subset
 from training.estimate import in_words
 from training.loop import DivergedError, pick_device
+from training.recipes import RECIPES, PretrainRecipe
 from zoo.files import written_whole
 
 ROOT = Path(__file__).parents[1]
@@ -213,7 +217,7 @@ def seconds_until(clock: str, now: datetime.datetime) -> float:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="a folder with train/ and val/, class folders")
+    parser.add_argument("--images", type=Path, required=True, help="a folder with train/ and val/ or test/")
     parser.add_argument("--work", type=Path, default=Path("runs/paper"))
     parser.add_argument("--results", type=Path)
     parser.add_argument(
@@ -225,6 +229,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny networks, few images, one epoch: minutes")
     parser.add_argument("--ship", action="store_true", help="make the bundled student's files of the best one")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--labels", type=int, nargs="+", metavar="N", help="how many (1 %% and 10 %%); all are added")
+    parser.add_argument("--pretrain", choices=[n for n, r in RECIPES.items() if isinstance(r, PretrainRecipe)])
     parser.add_argument("--main", help="network of the main line, the teacher (r18_1x)")
     parser.add_argument("--small", help="the student that is smaller than the teacher (r18 of width 0.5)")
     parser.add_argument("--wide", help="a wider network beside them (none)")
@@ -235,10 +241,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def grid_of(options: argparse.Namespace) -> Grid:
-    """The grid with what the options change."""
+def grid_of(options: argparse.Namespace, images: int) -> Grid:
+    """The grid with what the options change; ``images`` are there to train on."""
     names = {field.name for field in dataclasses.fields(Grid)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    if options.labels:
+        given["shares"] = shares_of(options.labels, images)
     return dataclasses.replace(QUICK if options.quick else Grid(), **given)
 
 
@@ -247,16 +255,17 @@ def _first_of_each(images: ImageSet, count: int) -> ImageSet:
 
 
 def place_of(options: argparse.Namespace) -> Place:
-    train, test = (from_class_folders(options.images / part) for part in ("train", "val"))
+    measured = "val" if (options.images / "val").exists() else "test"
+    train, test = (from_class_folders(options.images / part) for part in ("train", measured))
     if train.classes != test.classes:
-        raise ValueError(f"train/ and val/ of {options.images} have other classes.")
+        raise ValueError(f"train/ and {measured}/ of {options.images} have other classes.")
     folder = options.work / "quick" if options.quick else options.work
     results = options.results or (folder / "results" if options.quick else RESULTS)
     if options.quick:
         torch.set_num_threads(1)  # threads of tiny networks wait for each other
         logging.getLogger("simclrv2").setLevel(logging.ERROR)  # that runs are too short is meant here
         train, test = (_first_of_each(*pair) for pair in zip((train, test), _QUICK_IMAGES, strict=True))
-    return Place(grid_of(options), train, test, folder, results, options.device)
+    return Place(grid_of(options, len(train)), train, test, folder, results, options.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

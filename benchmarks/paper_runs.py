@@ -78,8 +78,9 @@ class Run:
 @dataclass(frozen=True)
 class Grid:
     """What the whole grid is made with. ``main`` is the main line's network and the teacher, ``small`` the narrower
-    one, ``wide`` the wider one if it is wanted."""
+    one, ``wide`` the wider one if it is wanted; ``pretrain`` is the recipe of every pretraining."""
 
+    pretrain: str = "imagenette_pretrain"
     main: SpecLike = "r18_1x"
     small: SpecLike = Spec(18, 0.5)  # noqa: RUF009
     wide: SpecLike | None = None
@@ -92,9 +93,14 @@ class Grid:
     memory_batch: int = 64
     memory: int = 4096
     memory_decay: float = 0.999
-    shares: tuple[float, float, float] = (0.01, 0.1, 1.0)
+    shares: tuple[float, ...] = (0.01, 0.1, 1.0)  # of the labels, ascending; the last are all
     seeds: tuple[int, ...] = (0, 1, 2)  # of labels; the first alone for all labels
     workers: int = 1
+
+    @property
+    def some(self) -> float:
+        """The largest share that is not all: what is chosen on it is taken for all labels."""
+        return self.shares[-2]
 
 
 QUICK = Grid(
@@ -119,6 +125,13 @@ def percent(share: float) -> str:
     return f"{100 * share:g}pct"
 
 
+def shares_of(labels: Sequence[int], images: int) -> tuple[float, ...]:
+    """Shares of so many labels of all images, and all. Raises ValueError for none, more than there are, or twice."""
+    if sorted(set(labels)) != sorted(labels) or not labels or min(labels) < 1 or max(labels) >= images:
+        raise ValueError(f"labels {list(labels)}: give different numbers from 1 to {images - 1}; all are added.")
+    return *(count / images for count in sorted(labels)), 1.0
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -138,13 +151,13 @@ def _few_labels(grid: Grid) -> list[tuple[float, int]]:
 
 
 def _choice(of: str, share: float, grid: Grid) -> str:
-    """Where the recipe for these labels was chosen; with all labels, what 10 % chose is taken."""
-    return f"choose_{of}_{percent(min(share, grid.shares[1]))}"
+    """Where the recipe for these labels was chosen."""
+    return f"choose_{of}_{percent(min(share, grid.some))}"
 
 
 def _on_labels(name: str, share: float, grid: Grid, model: SpecLike) -> FinetuneRecipe:
     """``imagenette_{name}`` for a share of the labels, in the grid's size."""
-    suffix = ("_1pct", "", "_100pct")[grid.shares.index(share)]
+    suffix = "_100pct" if share == grid.shares[-1] else "" if share == grid.some else "_1pct"
     found = RECIPES[f"imagenette_{name}{suffix}"]
     assert isinstance(found, FinetuneRecipe)
     scaled = _scaled(found, max(1.0, found.epochs * grid.effort))
@@ -157,7 +170,7 @@ def _scaled(recipe: _Some, epochs: float) -> _Some:
 
 
 def _pretraining(grid: Grid, model: SpecLike, epochs: float, **changes: Any) -> PretrainRecipe:
-    found = RECIPES["imagenette_pretrain"]
+    found = RECIPES[grid.pretrain]
     assert isinstance(found, PretrainRecipe)
     common = {"model": model, "image_size": grid.size, "batch_size": grid.batch, "workers": grid.workers}
     return dataclasses.replace(_scaled(found, epochs), **common | changes)

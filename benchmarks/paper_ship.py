@@ -38,8 +38,8 @@ WORDS = {
 
 
 def best(place: Place) -> Run:
-    """The student of the zoo's r18_1x from the second share of the labels (10 %) that is right most often on training
-    images whose labels no stage of its run has seen; the validation images have no say.
+    """The student of the zoo's r18_1x from 10 % of the labels that is right most often on training images whose labels
+    no stage of its run has seen; the validation images have no say.
 
     Raises ValueError if none is finished.
     """
@@ -47,7 +47,7 @@ def best(place: Place) -> Run:
     fit = [
         run
         for run in table(place.grid)
-        if run.kind == "distill" and run.share == place.grid.shares[1] and find_spec(run.recipe.model) == model  # type: ignore[union-attr]
+        if run.kind == "distill" and run.share == place.grid.some and find_spec(run.recipe.model) == model  # type: ignore[union-attr]
     ]
     there = [run for run in fit if (place.results / f"{run.name}.json").exists()]
     if not there:

@@ -108,7 +108,7 @@ def rows_of(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Lines:
 
 
 def _heads(results: Results) -> list[str]:
-    return [f"{share:.0%} of the labels".replace("%", " %") for share in shares(results)]
+    return [f"{100 * share:g} % of the labels" for share in shares(results)]
 
 
 def methods_table(results: Results) -> Lines:
@@ -290,12 +290,12 @@ def sizes_plot(results: Results) -> Any:
 
 
 def curves_plot(results: Results) -> Any:
-    """Leave-one-out kNN on labelled training images while pretraining; losses while pretraining, and with the second
-    share of the labels."""
+    """Leave-one-out kNN on labelled training images while pretraining; losses while pretraining, and with the largest
+    share of few labels."""
     figure, _ = _figure("epoch of pretraining", "kNN on training images, %", panels=3, sharey=False)
     knn, pretraining, tuning = figure.axes
     pretraining.set(xlabel="epoch of pretraining", ylabel="NT-Xent")
-    few = percent(shares(results)[1]) if len(shares(results)) > 1 else ""
+    few = percent(shares(results)[-2]) if len(shares(results)) > 1 else ""
     tuning.set(xlabel="epoch, share of all", ylabel=f"loss, {few} of the labels")
     shown = (f"supervised_{few}_s0", f"finetune_{few}_layer1_s0", f"distill_self_{few}_s0")
     for name, found in results.items():

@@ -201,12 +201,12 @@ def _tuned(run: Run, place: Place) -> Found:
 
 
 def _pretrain(run: Run, place: Place) -> Found:
-    """Without labels. Those of a few training images, the second share's, give a leave-one-out kNN curve on the way,
-    which stops or chooses nothing."""
+    """Without labels. Those of a part of the training images give a leave-one-out kNN curve on the way, which stops or
+    chooses nothing."""
     assert isinstance(run.recipe, PretrainRecipe)
     folder = place.work / run.name
     _with_survey(place, folder)
-    few = place.labelled(place.grid.shares[1], place.grid.seeds[0])
+    few = place.labelled(place.grid.some, place.grid.seeds[0])
     model = runs.pretrain(run.recipe, place.unlabeled, out=folder, device=place.device, resume=True, validation=few)
     if not (place.work / runs.SURVEY_FILE).exists():
         shutil.copyfile(folder / runs.SURVEY_FILE, place.work / runs.SURVEY_FILE)

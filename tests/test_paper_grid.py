@@ -83,6 +83,25 @@ def test_a_choice_never_sees_other_labels_than_its_run() -> None:
                 assert by_name[need].share <= run.share
 
 
+def test_numbers_of_labels_are_shares_of_any_images(image_folder: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / part)
+    images = sum(path.is_file() for path in (tmp_path / "train").rglob("*"))
+    given = ["--images", str(tmp_path), "--work", str(tmp_path), "--pretrain", "cifar10_pretrain", "--epochs", "200"]
+    place = paper.place_of(paper.parse([*given, "--labels", "4", "2"]))
+    assert place.grid.shares == (2 / images, 4 / images, 1.0)
+    runs = {run.name: run for run in paper_runs.table(place.grid)}
+    recipe = runs["pretrain_main"].recipe
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.temperature, recipe.blur) == (200, 2, 0.5, False)
+    some = paper_runs.percent(4 / images)
+    assert runs["finetune_100pct_layer0_s0"].needs[1] == f"choose_finetune_{some}"
+    few = [run.recipe.batch_size for run in runs.values() if run.kind == "supervised" and run.share == 2 / images]
+    assert few == [paper_runs.RECIPES["imagenette_supervised_1pct"].batch_size] * 3
+    for wrong in ([2, 2], [0], [images]):
+        with pytest.raises(ValueError, match="give different numbers from 1 to"):
+            paper_runs.shares_of(wrong, images)
+
+
 def test_only_a_pattern_and_what_it_needs() -> None:
     names = [run.name for run in paper_runs.wanted(RUNS, ["distill_self_1pct_s2"])]
     expected = ["pretrain_main", "choose_finetune_1pct", "finetune_1pct_layer1_s2", "distill_self_1pct_s2"]
