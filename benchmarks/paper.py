@@ -14,8 +14,8 @@ lightly wants it installed (pip install lightly), and is left out without it.
 
 docs/results.md is made of the result files alone, by benchmarks/paper_tables.py. Other images and labels, for a GPU:
 
-    python benchmarks/paper.py --images CIFAR10 --work runs/cifar10 --results runs/cifar10/results --only part[1-4]
-        --pretrain cifar10_pretrain --labels 40 250 4000 --size 32 --epochs 200 --batch 512
+    python benchmarks/paper.py --images CIFAR10 --work runs/cifar10 --results runs/cifar10/results
+        --labels 40 250 4000 --pretrain cifar10_pretrain --size 32 --epochs 200 --batch 512 --only 'part[1-4]'
 """
 
 import argparse
@@ -33,6 +33,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -81,34 +82,40 @@ def versions() -> dict[str, str]:
 
 def record(run: Run, found: Found, place: Place) -> None:
     """Keep a finished run's result, whole or not at all."""
-    told = {"name": run.name, "part": run.part, "kind": run.kind, "share": run.share, "seed": run.seed}
-    told |= found | {"config": run.config, "images": len(place.train), "hardware": hardware(place.device)}
-    told |= {"versions": versions(), "date": datetime.date.today().isoformat()}
+    result = {"name": run.name, "part": run.part, "kind": run.kind, "share": run.share, "seed": run.seed}
+    result |= found | {"config": run.config, "images": len(place.train), "hardware": hardware(place.device)}
+    result |= {"versions": versions(), "date": datetime.date.today().isoformat()}
     with written_whole(place.results / f"{run.name}.json") as temporary:
-        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in told.items())
+        lines = (f" {json.dumps(name)}: {json.dumps(value)}" for name, value in result.items())
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def told(run: Run, results: Path) -> Found | None:
+    """What the file of its result says, if there is one. Raises ValueError for one that other settings made."""
+    path = results / f"{run.name}.json"
+    if not path.exists():
+        return None
+    found: Found = json.loads(path.read_text(encoding="utf-8"))
+    if found["config"] != json.loads(json.dumps(run.config)):
+        raise ValueError(f"{path} was made with other settings. Give another --results, or remove the file.")
+    return found
 
 
 def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
     """The results there are, by name. Raises ValueError for one that other settings made."""
-    found = {}
-    for run in runs:
-        path = results / f"{run.name}.json"
-        if path.exists():
-            told = json.loads(path.read_text(encoding="utf-8"))
-            if told["config"] != json.loads(json.dumps(run.config)):
-                raise ValueError(f"{path} was made with other settings. Give another --results, or remove the file.")
-            found[run.name] = told
-    return found
+    found = {run.name: told(run, results) for run in runs}
+    return {name: result for name, result in found.items() if result is not None}
 
 
 def seconds_a_view(place: Place) -> float:
     """Of a view of r18_1x at 64 pixels, by what the grid's finished runs took on this hardware; a guess before."""
-    runs, here = table(place.grid), hardware(place.device)
-    done = {name: told for name, told in finished(runs, place.results).items() if told["hardware"] == here}
-    trained = [run for run in runs if run.name in done and run.recipe is not None]
-    views = sum(work(run, len(place.train)) for run in trained)
-    return sum(done[run.name]["seconds"] for run in trained) / views if views else 1 / _VIEWS
+    here, seconds, views = hardware(place.device), 0.0, 0.0
+    for run in table(place.grid):
+        with suppress(ValueError):  # of other settings: who asks for that very run is told
+            found = told(run, place.results)
+            if found is not None and found["hardware"] == here and run.recipe is not None:
+                seconds, views = seconds + found["seconds"], views + work(run, len(place.train))
+    return seconds / views if views else 1 / _VIEWS
 
 
 # ---- doing them ------------------------------------------------------------------------------------------------------
@@ -229,7 +236,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny networks, few images, one epoch: minutes")
     parser.add_argument("--ship", action="store_true", help="make the bundled student's files of the best one")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--labels", type=int, nargs="+", metavar="N", help="how many (1 %% and 10 %%); all are added")
+    parser.add_argument(
+        "--labels",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="about so many, the same of each class (1 %% and 10 %%); all are added",
+    )
     parser.add_argument("--pretrain", choices=[n for n, r in RECIPES.items() if isinstance(r, PretrainRecipe)])
     parser.add_argument("--main", help="network of the main line, the teacher (r18_1x)")
     parser.add_argument("--small", help="the student that is smaller than the teacher (r18 of width 0.5)")
@@ -241,12 +254,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def grid_of(options: argparse.Namespace, images: int) -> Grid:
-    """The grid with what the options change; ``images`` are there to train on."""
+def grid_of(options: argparse.Namespace, train: ImageSet) -> Grid:
+    """The grid with what the options change."""
     names = {field.name for field in dataclasses.fields(Grid)}
     given = {name: value for name, value in vars(options).items() if name in names and value is not None}
     if options.labels:
-        given["shares"] = shares_of(options.labels, images)
+        given["shares"] = shares_of(options.labels, len(train), len(train.classes))
     return dataclasses.replace(QUICK if options.quick else Grid(), **given)
 
 
@@ -265,7 +278,7 @@ def place_of(options: argparse.Namespace) -> Place:
         torch.set_num_threads(1)  # threads of tiny networks wait for each other
         logging.getLogger("simclrv2").setLevel(logging.ERROR)  # that runs are too short is meant here
         train, test = (_first_of_each(*pair) for pair in zip((train, test), _QUICK_IMAGES, strict=True))
-    return Place(grid_of(options, len(train)), train, test, folder, results, options.device)
+    return Place(grid_of(options, train), train, test, folder, results, options.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ PARTS = {
 Kind = Literal["choose", "supervised", "pretrain", "linear", "finetune", "distill", "lightly", "neighbours", "speed"]
 TRAINED: tuple[Kind, ...] = ("supervised", "pretrain", "finetune", "distill", "lightly")
 """Kinds of which a model is left, for the runs that need it."""
+_FEWEST = 0.03  # share of the labels below which a recipe is that for 1 %
 _Some = TypeVar("_Some", PretrainRecipe, FinetuneRecipe, DistillRecipe)
 Change = Mapping[str, float]
 """What a candidate changes in a recipe: ``color_strength``; ``epochs`` and ``learning_rate`` are factors."""
@@ -59,6 +60,7 @@ class Run:
     needs: tuple[str, ...] = ()
     share: float | None = None  # of the labels
     seed: int = 0  # of the draw of labels, and of the training
+    draws: tuple[tuple[float, int], ...] = ()  # share and seed of each draw of labels: of a linear evaluation
     candidates: tuple[Change, ...] = ()
     of: Literal["supervised", "finetune"] = "supervised"  # what is chosen for
     lasting: bool = False  # its model stays beside its result, in float16: later parts need not repeat hours
@@ -67,7 +69,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """All that decides the outcome, as JSON values."""
         told = dataclasses.asdict(self)
-        for name in ("name", "part", "lasting"):
+        for name in ("name", "part", "lasting", *(() if self.draws else ("draws",))):
             del told[name]
         if self.recipe is not None:
             for name in ("workers", "note", "save_every", "log_every"):
@@ -125,10 +127,12 @@ def percent(share: float) -> str:
     return f"{100 * share:g}pct"
 
 
-def shares_of(labels: Sequence[int], images: int) -> tuple[float, ...]:
-    """Shares of so many labels of all images, and all. Raises ValueError for none, more than there are, or twice."""
-    if sorted(set(labels)) != sorted(labels) or not labels or min(labels) < 1 or max(labels) >= images:
-        raise ValueError(f"labels {list(labels)}: give different numbers from 1 to {images - 1}; all are added.")
+def shares_of(labels: Sequence[int], images: int, classes: int) -> tuple[float, ...]:
+    """Shares of so many labels of all images, and all. Raises ValueError for none, a number given twice, fewer than two
+    a class (one of them is held out to choose by), or more than there are."""
+    if not labels or len(set(labels)) < len(labels) or min(labels) < 2 * classes or max(labels) >= images:
+        wanted = f"{2 * classes} (two of each class) to {images - 1}"
+        raise ValueError(f"labels {list(labels)}: give different numbers from {wanted}; all are added.")
     return *(count / images for count in sorted(labels)), 1.0
 
 
@@ -157,7 +161,7 @@ def _choice(of: str, share: float, grid: Grid) -> str:
 
 def _on_labels(name: str, share: float, grid: Grid, model: SpecLike) -> FinetuneRecipe:
     """``imagenette_{name}`` for a share of the labels, in the grid's size."""
-    suffix = "_100pct" if share == grid.shares[-1] else "" if share == grid.some else "_1pct"
+    suffix = "_1pct" if share < _FEWEST else "_100pct" if share == grid.shares[-1] else ""
     found = RECIPES[f"imagenette_{name}{suffix}"]
     assert isinstance(found, FinetuneRecipe)
     scaled = _scaled(found, max(1.0, found.epochs * grid.effort))
@@ -174,6 +178,11 @@ def _pretraining(grid: Grid, model: SpecLike, epochs: float, **changes: Any) -> 
     assert isinstance(found, PretrainRecipe)
     common = {"model": model, "image_size": grid.size, "batch_size": grid.batch, "workers": grid.workers}
     return dataclasses.replace(_scaled(found, epochs), **common | changes)
+
+
+def _evaluation(line: str, trained: str, part: int, grid: Grid) -> Run:
+    """Linear evaluation and kNN of what a run trained, with every draw of labels."""
+    return Run(name=f"linear_{line}", part=part, kind="linear", needs=(trained,), draws=tuple(_labels(grid)))
 
 
 def _supervised(grid: Grid) -> list[Run]:
@@ -201,7 +210,7 @@ def _main(grid: Grid) -> list[Run]:
     recipe = _pretraining(grid, grid.main, grid.epochs)
     return [
         Run(name="pretrain_main", part=2, kind="pretrain", recipe=recipe, lasting=True),
-        Run(name="linear_main", part=2, kind="linear", needs=("pretrain_main",)),
+        _evaluation("main", "pretrain_main", 2, grid),
         Run(name="neighbours", part=2, kind="neighbours", needs=("pretrain_main",)),
     ]
 
@@ -285,7 +294,7 @@ def _short(grid: Grid) -> list[Run]:
         recipe = _pretraining(grid, model, grid.short_epochs)
         found += [
             Run(name=f"pretrain_{line}", part=5, kind="pretrain", recipe=recipe, lasting=line == "narrow"),
-            Run(name=f"linear_{line}", part=5, kind="linear", needs=(f"pretrain_{line}",)),
+            _evaluation(line, f"pretrain_{line}", 5, grid),
         ]
         found += [
             _finetuning(grid, line, 5, share, seed, 0 if share == grid.shares[-1] else 1)
@@ -302,13 +311,13 @@ def _short(grid: Grid) -> list[Run]:
         )
         found += [
             Run(name=f"pretrain_{name}", part=6, kind="pretrain", recipe=recipe),
-            Run(name=f"linear_{name}", part=6, kind="linear", needs=(f"pretrain_{name}",)),
+            _evaluation(name, f"pretrain_{name}", 6, grid),
         ]
     peer = PeerRecipe(image_size=grid.size, batch_size=grid.batch, epochs=grid.short_epochs)
     return [
         *found,
         Run(name="lightly", part=7, kind="lightly", recipe=peer),
-        Run(name="linear_lightly", part=7, kind="linear", needs=("lightly",)),
+        _evaluation("lightly", "lightly", 7, grid),
     ]
 
 
@@ -334,7 +343,7 @@ def wanted(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     by_name = {run.name: run for run in runs}
     chosen: set[str] = set()
     for pattern in patterns or ["*"]:
-        found = [run.name for run in runs if fnmatchcase(run.name, pattern) or pattern == f"part{run.part}"]
+        found = [run.name for run in runs if any(fnmatchcase(n, pattern) for n in (run.name, f"part{run.part}"))]
         if not found:
             raise ValueError(f"No run is called {pattern!r}; --list shows them all.")
         chosen.update(found)

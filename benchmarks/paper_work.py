@@ -257,8 +257,7 @@ def _linear(run: Run, place: Place) -> Found:
     classes, scores = len(place.train.classes), []
     bank, queries = (features(run.needs[0], images, place) for images in (place.train, place.test))
     truth, labels = np.asarray(place.test.labels), np.asarray(place.train.labels)
-    few = [(share, seed) for share in place.grid.shares[:-1] for seed in place.grid.seeds]
-    for share, seed in [*few, (place.grid.shares[-1], place.grid.seeds[0])]:
+    for share, seed in run.draws:
         at = stratified_subset(labels, fraction=share, seed=seed)
         penalty = choose_penalty(bank[at], labels[at], classes=classes)
         logits = fit(bank[at], labels[at], classes=classes, penalty=penalty)(queries)

@@ -1,5 +1,6 @@
 """The grid of benchmarks/paper.py: its table, its choices, what it does next, and the tables made of its results."""
 
+import dataclasses
 import datetime
 import importlib
 import json
@@ -86,20 +87,29 @@ def test_a_choice_never_sees_other_labels_than_its_run() -> None:
 def test_numbers_of_labels_are_shares_of_any_images(image_folder: Path, tmp_path: Path) -> None:
     for part in ("train", "test"):
         shutil.copytree(image_folder, tmp_path / part)
-    images = sum(path.is_file() for path in (tmp_path / "train").rglob("*"))
+    folders = [path for path in (tmp_path / "train").iterdir() if path.is_dir()]
+    classes, images = len(folders), sum(path.is_file() for folder in folders for path in folder.iterdir())
     given = ["--images", str(tmp_path), "--work", str(tmp_path), "--pretrain", "cifar10_pretrain", "--epochs", "200"]
-    place = paper.place_of(paper.parse([*given, "--labels", "4", "2"]))
-    assert place.grid.shares == (2 / images, 4 / images, 1.0)
+    place = paper.place_of(paper.parse([*given, "--labels", "8", "6"]))
+    assert place.grid.shares == (6 / images, 8 / images, 1.0)
     runs = {run.name: run for run in paper_runs.table(place.grid)}
     recipe = runs["pretrain_main"].recipe
     assert (recipe.epochs, recipe.warmup_epochs, recipe.temperature, recipe.blur) == (200, 2, 0.5, False)
-    some = paper_runs.percent(4 / images)
+    some = paper_runs.percent(8 / images)
     assert runs["finetune_100pct_layer0_s0"].needs[1] == f"choose_finetune_{some}"
-    few = [run.recipe.batch_size for run in runs.values() if run.kind == "supervised" and run.share == 2 / images]
-    assert few == [paper_runs.RECIPES["imagenette_supervised_1pct"].batch_size] * 3
-    for wrong in ([2, 2], [0], [images]):
-        with pytest.raises(ValueError, match="give different numbers from 1 to"):
-            paper_runs.shares_of(wrong, images)
+    assert len(runs["linear_main"].draws) == 3 + 3 + 1
+    for wrong in ([6, 6], [2 * classes - 1], [images], []):
+        with pytest.raises(ValueError, match=rf"give different numbers from {2 * classes} \(two of each class\)"):
+            paper_runs.shares_of(wrong, images, classes)
+
+
+def test_few_labels_have_a_recipe_of_their_own() -> None:
+    runs = paper_runs.table(paper_runs.Grid(shares=(0.0008, 0.005, 0.08, 1.0)))
+    batches = {run.share: run.recipe.batch_size for run in runs if run.kind == "supervised"}
+    recipes = paper_runs.RECIPES
+    few, some, whole = (recipes[f"imagenette_supervised{end}"].batch_size for end in ("_1pct", "", "_100pct"))
+    assert batches == {0.0008: few, 0.005: few, 0.08: some, 1.0: whole}
+    assert len({few, some, whole}) == 3
 
 
 def test_only_a_pattern_and_what_it_needs() -> None:
@@ -107,6 +117,7 @@ def test_only_a_pattern_and_what_it_needs() -> None:
     expected = ["pretrain_main", "choose_finetune_1pct", "finetune_1pct_layer1_s2", "distill_self_1pct_s2"]
     assert names == expected
     assert {run.part for run in paper_runs.wanted(RUNS, ["part6"])} == {6}
+    assert {run.part for run in paper_runs.wanted(RUNS, ["part[23]"])} == {2, 3}
     assert paper_runs.wanted(RUNS, []) == RUNS
     with pytest.raises(ValueError, match="No run is called 'distil'"):
         paper_runs.wanted(RUNS, ["distil"])
@@ -263,6 +274,18 @@ def test_results_of_other_settings_are_refused(place: Any) -> None:
     other = paper_runs.table(paper_runs.Grid(shares=(0.2, 0.4, 1.0)))[0]
     with pytest.raises(ValueError, match="made with other settings"):
         paper.finished([other], place.results)
+
+
+def test_the_pace_is_that_of_this_hardware_and_these_settings(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, other, elsewhere = [run for run in paper_runs.table(place.grid) if run.kind == "supervised"][:3]
+    assert paper.seconds_a_view(place) == 1 / paper._VIEWS
+    paper.record(run, {"seconds": 30.0}, place)
+    changed = dataclasses.replace(other, recipe=dataclasses.replace(other.recipe, epochs=7))
+    paper.record(changed, {"seconds": 1e6}, place)
+    monkeypatch.setattr(paper, "hardware", lambda device: "a faster one")
+    paper.record(elsewhere, {"seconds": 1.0}, place)
+    monkeypatch.undo()
+    assert paper.seconds_a_view(place) == pytest.approx(30 / paper_runs.work(run, len(place.train)))
 
 
 def test_until_is_the_next_such_time() -> None:

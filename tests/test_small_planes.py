@@ -28,16 +28,26 @@ def _off(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-SHAPES = [(4, 4, 1), (2, 2, 1), (3, 5, 1), (2, 7, 1), (1, 1, 1), (1, 3, 2), (8, 8, 1), (8, 8, 2), (7, 9, 2)]
+SHAPES = [
+    *((1, 1, 1), (2, 2, 1), (3, 3, 1), (1, 5, 1), (2, 4, 1), (4, 2, 1)),  # products throughout
+    *((4, 4, 1), (3, 5, 1), (7, 7, 1), (1, 3, 2), (4, 4, 2), (7, 9, 2), (8, 8, 2)),  # for the weights at least
+]
 
 
+@pytest.fixture(autouse=True)
+def few_channels(monkeypatch):
+    """Tests multiply fewer channels than pay."""
+    monkeypatch.setattr(small_planes, "_LEAST_CHANNELS", 1)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(("height", "width", "stride"), SHAPES)
 @pytest.mark.parametrize(("products", "most"), [(NEIGHBOURS, 0.005), (TAPS, 1e-6)])  # bf16 has 8 bits, float32 24
-def test_forward_and_gradients_are_those_of_a_convolution(products, most, height, width, stride):
+def test_forward_and_gradients_are_those_of_a_convolution(products, most, height, width, stride, layout):
     torch.manual_seed(0)
     bf16 = products.precision is torch.bfloat16
-    layer = conv(24, 40, 3, stride).to(memory_format=torch.channels_last)
-    images = torch.randn(6, 24, height, width).contiguous(memory_format=torch.channels_last)
+    layer = conv(24, 40, 3, stride).to(memory_format=layout)
+    images = torch.randn(6, 24, height, width).contiguous(memory_format=layout)
     pull = torch.randn(6, 40, -(-height // stride), -(-width // stride))
     found = _results(products, layer, images, pull, bf16=bf16)
     plain = _results(lambda layer, x: layer(x), layer, images, pull, bf16=bf16)
@@ -70,6 +80,13 @@ def test_a_part_without_images(products, side):
     assert torch.equal(by_weights, torch.zeros(12, 8, 3, 3, dtype=torch.float64))
 
 
+def test_few_channels_take_the_usual_way(monkeypatch):
+    monkeypatch.undo()
+    for channels_in, channels_out, used in ((128, 128, True), (127, 128, False), (128, 127, False)):
+        layer, images = conv(channels_in, channels_out, 3), torch.randn(2, channels_in, 2, 2)
+        assert ("SmallPlanes" in str(TAPS(layer, images).grad_fn)) == used
+
+
 def _changed(model):
     layers = [module for module in model.modules() if isinstance(module, ConvNorm)]
     return {layer.conv.kernel_size: layer.convolve is TAPS for layer in layers}
@@ -94,7 +111,7 @@ def test_the_way_is_chosen_by_processor_and_precision(monkeypatch, tiles, capabi
 
 @pytest.mark.parametrize(("products", "precision"), [(NEIGHBOURS, "bf16"), (TAPS, "fp32"), (None, "fp32")])
 def test_runs_use_the_way_that_is_chosen(image_folder, tmp_path, monkeypatch, products, precision):
-    asked, seen, kept = [], [], []
+    asked, seen, kept, entered = [], [], [], small_planes.matrix_products
 
     def chosen(wanted):
         asked.append(wanted)
@@ -110,8 +127,12 @@ def test_runs_use_the_way_that_is_chosen(image_folder, tmp_path, monkeypatch, pr
     recipe = dataclasses.replace(
         PRETRAIN, precision=precision, epochs=1, warmup_epochs=0, micro_batch=5, recompute=True
     )
-    model = runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "run", device="cpu")
+    stages = []
+    monkeypatch.setattr(small_planes, "matrix_products", lambda stage, way: stages.append(stage) or entered(stage, way))
+    runs.pretrain(recipe, data.from_folder(image_folder), out=tmp_path / "run", device="cpu")
     assert asked == [torch.bfloat16 if precision == "bf16" else torch.float32]
     assert bool(seen) == (products is not None)
     assert kept == ["kept", "given back"]
-    assert all(module.convolve is convolve for module in model.modules() if isinstance(module, ConvNorm))
+    assert len(stages) == (products is not None)
+    left = [module.convolve for stage in stages for module in stage.modules() if isinstance(module, ConvNorm)]
+    assert all(form is convolve for form in left)

@@ -1,8 +1,8 @@
 """3x3 convolutions on small planes as matrix products, where they are faster than oneDNN's convolutions.
 
-On few pixels those are slow, and slowest in the gradient of the weights: 512 channels on 2 x 2 pixels in float32 with
-AVX2 take 60 ms for 512 images forward and 240 to 520 ms for that gradient; products take 38 and 38. In bf16 it is so
-where a processor has tiles (AMX). Measured by benchmarks/small_planes.py.
+On few pixels and many channels those are slow, most of all in the gradient of the weights: in float32 on a processor
+with AVX2 and no AVX-512, 256 images of 512 channels and 2 x 2 pixels take 210 ms forward and backward, and 61 as
+products. In bf16 it is so where a processor has tiles (AMX). Measured by benchmarks/small_planes.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from zoo.resnet import ConvNorm
+
+_LEAST_CHANNELS = 128  # in and out; with fewer the products are slower, or not measured
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Products:
         pixels = -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
         cast = torch.is_autocast_enabled("cpu")
         precision = torch.get_autocast_dtype("cpu") if cast else x.dtype
-        if pixels > self.most_for_weights or precision is not self.precision:
+        narrow = min(conv.in_channels, conv.out_channels) < _LEAST_CHANNELS
+        if narrow or pixels > self.most_for_weights or precision is not self.precision:
             out: Tensor = conv(x)
             return out
         return _SmallPlanes.apply(x, conv.weight, stride, self)
