@@ -1,4 +1,4 @@
-"""The paper's claims on Imagenette: every run of the grid, one after the other, resumed as often as needed.
+r"""The paper's claims on Imagenette: every run of the grid, one after the other, resumed as often as needed.
 
     python benchmarks/paper.py --images IMAGENETTE [--work runs/paper] [--minutes 60 | --until 07:30]
     python benchmarks/paper.py --images IMAGENETTE --list
@@ -14,7 +14,7 @@ lightly wants it installed (pip install lightly), and is left out without it.
 
 docs/results.md is made of the result files alone, by benchmarks/paper_tables.py. Other images and labels, for a GPU:
 
-    python benchmarks/paper.py --images CIFAR10 --work runs/cifar10 --results runs/cifar10/results
+    python benchmarks/paper.py --images CIFAR10 --work runs/cifar10 --results runs/cifar10/results \
         --labels 40 250 4000 --pretrain cifar10_pretrain --size 32 --epochs 200 --batch 512 --only 'part[1-4]'
 """
 

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -275,7 +276,7 @@ def sizes_plot(results: Results) -> Any:
     milliseconds = results.get("speed", {}).get("milliseconds", {})
     starts = {"supervised only": "supervised_{}", "teacher": "finetune_{}_layer1"}
     starts |= {"student": "distill_self_{}", "narrower student": "distill_small_{}"}
-    for share, marker in zip(shares(results)[:-1], "ovs", strict=False):  # more markers than shares
+    for share, marker in zip(shares(results)[:-1], itertools.cycle("ovs^D"), strict=False):  # no end
         for place, (name, start) in enumerate(starts.items()):
             runs = [r for key, r in results.items() if key.rpartition("_s")[0] == start.format(percent(share))]
             if runs:

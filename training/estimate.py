@@ -60,9 +60,7 @@ def step_seconds(spec: Spec, image_size: int, device: torch.device, precision: t
     with ExitStack() as meanwhile:
         keep_freed_memory()  # all as a run does
         meanwhile.callback(give_back_freed_memory)
-        products = small_planes.faster(precision)
-        if products is not None:
-            meanwhile.enter_context(small_planes.matrix_products(model, products))
+        meanwhile.enter_context(small_planes.matrix_products(model, precision))
         count = _TRY
         seconds = _trial(model, image_size, device, precision, count)
         while seconds < _LONG and 2 * count <= _MOST:

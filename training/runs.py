@@ -373,9 +373,8 @@ class _Run:
             if place.type == "cpu":
                 keep_freed_memory()
                 meanwhile.callback(give_back_freed_memory)
-                products = None if recipe.compile else small_planes.faster(precision)
-                if products is not None:
-                    meanwhile.enter_context(small_planes.matrix_products(stage, products))
+                if not recipe.compile:
+                    meanwhile.enter_context(small_planes.matrix_products(stage, precision))
             train(step, stream, self._plan(batches, config, place), resume=resume)
 
     def _plan(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> Plan:

@@ -61,8 +61,12 @@ def _multiplies_tiles() -> bool:
 
 
 @contextmanager
-def matrix_products(model: nn.Module, products: Products) -> Iterator[None]:
-    """Inside, the 3x3 convolutions of a ResNet are ``products`` wherever that is faster."""
+def matrix_products(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
+    """Inside, the 3x3 convolutions of a ResNet that computes in ``precision`` are products wherever that is faster."""
+    products = faster(precision)
+    if products is None:
+        yield
+        return
     changed = [m for m in model.modules() if isinstance(m, ConvNorm) and m.conv.kernel_size == (3, 3)]
     before = [module.convolve for module in changed]
     try:
