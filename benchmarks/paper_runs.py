@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from paper_linear import fold_count
 
@@ -89,7 +89,7 @@ class Grid:
     size: int = 64
     epochs: float = 100
     short_epochs: float = 30
-    distill_epochs: float = 30
+    distill_epochs: float = 15  # of a student that begins with the teacher's backbone
     effort: float = 1  # times the epochs of supervised training and fine-tuning
     batch: int = 256
     memory_batch: int = 64
@@ -251,28 +251,38 @@ def _finetuned(grid: Grid) -> list[Run]:
     return [*found, _finetuning(grid, "main", 3, grid.shares[-1], grid.seeds[0], 0)]
 
 
-DISTILLED: dict[str, dict[str, Any]] = {  # name: what differs from imagenette_distill
-    "self": {"temperature": 0.1},  # the paper's for a student of the teacher's shape
-    "labels": {"temperature": 0.1, "alpha": 0.5},
-    "small": {"temperature": 1.0, "start_from_teacher": False},
+class Distilled(NamedTuple):
+    """``epochs``: times the grid's; ``changes``: what differs from imagenette_distill; ``once``: of the largest share
+    and the first draw alone."""
+
+    epochs: float
+    changes: Mapping[str, Any]
+    once: bool = False
+
+
+DISTILLED: dict[str, Distilled] = {
+    "self": Distilled(1, {"temperature": 0.1}),  # the paper's for a student of the teacher's shape
+    "labels": Distilled(1, {"temperature": 0.1, "alpha": 0.5}),
+    "small": Distilled(2, {"temperature": 1.0, "start_from_teacher": False}),
+    "long": Distilled(4, {"temperature": 0.1}, once=True),
 }
 
 
 def _distilled(grid: Grid) -> list[Run]:
     """From the teachers that were fine-tuned from layer 1: into the same network, with labels too, and into a smaller
-    one."""
+    one; and once for longer."""
     base = RECIPES["imagenette_distill"]
     assert isinstance(base, DistillRecipe)
     found = []
-    for name, changes in DISTILLED.items():
-        for share, seed in _few_labels(grid):
+    for name, kind in DISTILLED.items():
+        for share, seed in [(grid.some, grid.seeds[0])] if kind.once else _few_labels(grid):
             recipe = dataclasses.replace(
-                _scaled(base, grid.distill_epochs),
+                _scaled(base, grid.distill_epochs * kind.epochs),
                 model=grid.small if name == "small" else grid.main,
                 image_size=grid.size,
                 workers=grid.workers,
                 seed=seed,
-                **changes,
+                **kind.changes,
             )
             needs = (f"finetune_{percent(share)}_layer1_s{seed}",)
             run = Run(name=f"distill_{name}_{percent(share)}_s{seed}", part=4, kind="distill", recipe=recipe)

@@ -71,6 +71,8 @@ def test_the_main_line_is_long_and_the_rest_short() -> None:
     assert {name for name in vars(on) if getattr(on, name) != getattr(off, name)} == {"memory"}
     assert {recipes[name].temperature for name in ("distill_self_1pct_s0", "distill_labels_1pct_s0")} == {0.1}
     assert recipes["distill_labels_1pct_s0"].alpha < recipes["distill_self_1pct_s0"].alpha == 1
+    distilled = Counter((run.name.split("_")[1], run.recipe.epochs) for run in RUNS if run.kind == "distill")
+    assert distilled == {("self", 15): 6, ("labels", 15): 6, ("small", 30): 6, ("long", 60): 1}
     assert not any("wide" in run.name for run in RUNS)
     assert any("wide" in run.name for run in paper_runs.table(paper_runs.Grid(wide=Spec(18, 2))))
 
@@ -151,7 +153,7 @@ def test_work_is_counted_in_views(monkeypatch: pytest.MonkeyPatch) -> None:
     images, looked = 1000, 600  # 0.6 of an image's evaluation each
     assert paper_runs.work(by_name["pretrain_main"], images) == pytest.approx(2 * 100 * images + looked)
     assert paper_runs.work(by_name["supervised_10pct_s0"], images) == pytest.approx(100 * 100 + looked)
-    assert paper_runs.work(by_name["distill_self_1pct_s0"], images) == pytest.approx(30 * images * 4 / 3 + looked)
+    assert paper_runs.work(by_name["distill_self_1pct_s0"], images) == pytest.approx(15 * images * 4 / 3 + looked)
     choice = 5 * (1 + 1 + 2) * 200 * 10  # five folds of three candidates, one of them twice as long
     assert paper_runs.work(by_name["choose_supervised_1pct"], images) == pytest.approx(choice + looked)
 
