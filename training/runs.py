@@ -12,7 +12,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,6 +23,7 @@ from training import distributed, evaluate, health, resident, schedule, small_pl
 from training.answers import image_list_sha256
 from training.augment import Augmentation
 from training.batch_norm import recompute_activations
+from training.confidence import match_confidence
 from training.data import (
     Crops,
     ImageSet,
@@ -160,7 +161,9 @@ def distill(
     """Stage 3 on all ``images``; a label of -1 means none. The student has no projection head.
 
     ``best.safetensors`` is the student that did best on the labelled ``validation`` images; without them the one that
-    agreed most often with the teacher, on up to 512 of the images as they are in evaluation.
+    agreed most often with the teacher, on up to 512 of the images as they are in evaluation. At another temperature
+    than 1 the logits of both are scaled at the end, so that they are as sure as the teacher is on those images
+    (training/confidence.py).
 
     Raises ValueError for a teacher without a classifier, one that was scored on other images or another size, labels
     wanted (alpha < 1) and none given, or validation images that carry a label in ``images`` too.
@@ -191,8 +194,10 @@ def distill(
         copy_part(taught.model, model, "backbone")
     augmentation = Augmentation(recipe.image_size, color=False, blur=False)
     stage = Distill(model, taught, temperature=recipe.temperature, alpha=recipe.alpha, scale_by_t2=recipe.scale_by_t2)
-    score = _accuracy_on(validation, images, model.classes) or _Agreement(taught, images)
-    run = _Run(recipe, stage, images, augmentation, out=out, score=score, crops=taught.crops)
+    asked = _Asked(taught, images)
+    score = _accuracy_on(validation, images, model.classes) or asked.agreement
+    finish = None if recipe.temperature == 1 else partial(asked.match_confidence, recipe.temperature)
+    run = _Run(recipe, stage, images, augmentation, out=out, score=score, finish=finish, crops=taught.crops)
     return run.go(device, resume, teacher=taught)
 
 
@@ -217,20 +222,26 @@ def _accuracy_on(validation: ImageSet | None, training: ImageSet, classes: tuple
     return score
 
 
-class _Agreement:
-    """How often the student's answer is the teacher's, on a few images in evaluation."""
+class _Asked:
+    """A few images, and what the teacher says to them in evaluation."""
 
     def __init__(self, teacher: Teacher, images: ImageSet) -> None:
         self.teacher, self.images = teacher, images
-        self.asked: tuple[ImageSet, Tensor] | None = None  # asked once, when it is wanted first
 
-    def __call__(self, model: SimCLR, device: torch.device) -> dict[str, float]:
-        if self.asked is None:
-            self.asked = self.teacher.evaluation_answers(self.images, _ANSWERED)
-        images, answers = self.asked
-        _, logits, kept = evaluate.embed(model, images, device=device, title="agreement")
-        assert logits is not None
-        return {"agreement": (logits.argmax(1) == answers.cpu()[kept]).double().mean().item()}
+    @cached_property
+    def logits(self) -> tuple[ImageSet, Tensor]:
+        return self.teacher.evaluation_logits(self.images, _ANSWERED)
+
+    def agreement(self, model: SimCLR, device: torch.device) -> dict[str, float]:
+        """How often the student's answer is the teacher's."""
+        images, theirs = self.logits
+        _, ours, kept = evaluate.embed(model, images, device=device, title="agreement")
+        assert ours is not None
+        return {"agreement": (ours.argmax(1) == theirs[kept].argmax(1)).double().mean().item()}
+
+    def match_confidence(self, temperature: float, model: SimCLR, device: torch.device) -> None:
+        factor = match_confidence(model, *self.logits, temperature, device=device)
+        _log.info("logits times %.3g: as sure as the teacher", factor)
 
 
 def copy_part(source: SimCLR, target: SimCLR, part: str) -> None:
@@ -259,13 +270,14 @@ class _Run:
         *,
         out: Path,
         score: Score | None,
+        finish: Callable[[SimCLR, torch.device], None] | None = None,
         best: bool = True,
         views: Literal[1, 2] = 1,
         crops: Crops | None = None,
         decay: bool = True,
     ) -> None:
         self.recipe, self.stage, self.images, self.augmentation = recipe, stage, images, augmentation
-        self.out, self.score, self.best = out, score, best
+        self.out, self.score, self.finish, self.best = out, score, finish, best
         self.views, self.crops, self.decay = views, crops, decay
         self.chance: float | None = None  # the kNN score of one who always says the commonest class
 
@@ -287,7 +299,7 @@ class _Run:
                 teacher.to(place)
             batches = self._batches(place, kept)
             self._train(batches, config, place, precision, resume)
-            return self._finish(batches, config)
+            return self._finish(batches, config, place)
 
     def _look_first(self) -> None:
         """One pass over the images, reported, and a sheet of augmented views. Raises ValueError if none can be read."""
@@ -439,8 +451,15 @@ class _Run:
         model.classes = self.stage.model.classes
         return model
 
-    def _finish(self, batches: TrainingBatches, config: dict[str, Any]) -> SimCLR:
-        model = self._result().to("cpu").eval()
+    def _finish(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> SimCLR:
+        model = self._result().eval()
+        if self.finish is not None and distributed.is_first():
+            self.finish(model, place)
+            if (self.out / BEST_FILE).exists():
+                best = load_file(self.out / BEST_FILE)
+                self.finish(best, place)
+                save_file(best.to("cpu"), self.out / BEST_FILE)
+        model.to("cpu")
         model.facts = {"stage": config["stage"], "recipe": config["recipe"], "training_images": config["images"]}
         if distributed.is_first():
             encoder = getattr(self.stage, "encoder", None)

@@ -42,9 +42,9 @@ class Teacher(Protocol):
     def __call__(self, batch: Batch) -> Tensor:
         """Float32 logits (B, classes) on the device of ``batch["view0"]`` (B, 3, S, S) in [0, 1], without gradient."""
 
-    def evaluation_answers(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
-        """The first ``limit`` images, but for unreadable ones, and their likeliest classes, int64, through the
-        evaluation transform."""
+    def evaluation_logits(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
+        """Up to ``limit`` images, evenly spaced, without unreadable ones, and their logits (N, classes) float32 through
+        the evaluation transform."""
 
 
 def check_classes(teacher: Teacher, images: ImageSet) -> None:
@@ -105,8 +105,8 @@ class ModelTeacher:
         logits: Tensor = self.model(batch["view0"]).logits
         return logits.float()
 
-    def evaluation_answers(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
-        return _answers(self, images, limit, self.device)
+    def evaluation_logits(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
+        return _logits(self, images, limit, self.device)
 
 
 class OnnxTeacher:
@@ -142,16 +142,22 @@ class OnnxTeacher:
         found = np.concatenate(parts) if parts else np.empty((0, self.num_classes), np.float32)  # type: ignore[arg-type]
         return torch.from_numpy(found).to(views.device)
 
-    def evaluation_answers(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
-        return _answers(self, images, limit, torch.device("cpu"))
+    def evaluation_logits(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
+        return _logits(self, images, limit, torch.device("cpu"))
 
 
-def _answers(teacher: Teacher, images: ImageSet, limit: int, device: torch.device) -> tuple[ImageSet, Tensor]:
-    asked = images.subset(np.arange(min(limit, len(images))))
+def _spaced(count: int, limit: int) -> np.ndarray:
+    """Places of up to ``limit`` of ``count`` images, evenly spaced: folders of classes lie one behind the other."""
+    few = min(limit, count)
+    return np.arange(few) * count // max(1, few)
+
+
+def _logits(teacher: Teacher, images: ImageSet, limit: int, device: torch.device) -> tuple[ImageSet, Tensor]:
+    asked = images.subset(_spaced(len(images), limit))
     places, found = [], []
     for batch, _, index in evaluation_batches(asked, size=teacher.image_size):
         places.append(index)
-        found.append(teacher({"view0": batch.to(device)}).argmax(1).cpu())
+        found.append(teacher({"view0": batch.to(device)}).cpu())
     return asked.subset(torch.cat(places).numpy()), torch.cat(found)
 
 
@@ -207,13 +213,13 @@ class CachedTeacher:
             )
         return self._logits(index, crop, batch["view0"].device)
 
-    def evaluation_answers(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
+    def evaluation_logits(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
         self.check(images)
-        readable = np.concatenate([shard["readable"] for shard in self._shards])[:limit] != 0
-        places = np.flatnonzero(readable)
+        places = _spaced(len(images), limit)
+        places = places[np.concatenate([shard["readable"] for shard in self._shards])[places] != 0]
         parts = np.array_split(places, max(1, len(places) // 1024))
         row = self.scoring.crops
-        found = [self._logits(part, np.full(len(part), row), torch.device("cpu")).argmax(1) for part in parts]
+        found = [self._logits(part, np.full(len(part), row), torch.device("cpu")) for part in parts]
         return images.subset(places), torch.cat(found)
 
     def _logits(self, index: np.ndarray, row: np.ndarray, device: torch.device) -> Tensor:
