@@ -256,13 +256,17 @@ def _mean(scores: Sequence[Found]) -> float:
 def shares_plot(results: Results) -> Any:
     """Accuracy against the share of labels, a line for each method; bars are the intervals over draws."""
     figure, axes = _figure("labels, % of the training images", "top-1, %")
-    for name, method in METHODS.items():
+    for place, (name, method) in enumerate(METHODS.items()):
         found = [(share, method(results, share)) for share in shares(results)]
         found = [(share, scores) for share, scores in found if scores]
+        if not found:
+            continue
         bars = [mean_interval([100 * s["top1"] for s in scores])[1] if len(scores) > 1 else 0 for _, scores in found]
         x, y = [100 * share for share, _ in found], [_mean(scores) for _, scores in found]
-        axes.errorbar(x, y, bars, marker="o", markersize=4, capsize=3, label=name)
+        axes.errorbar(x, y, bars, marker="o", markersize=4, capsize=3, label=name, color=f"C{place}")
     axes.set(xscale="log")
+    axes.minorticks_off()
+    axes.set_xticks([100 * share for share in shares(results)], [f"{100 * share:g}" for share in shares(results)])
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
     return figure
