@@ -204,7 +204,9 @@ def choices_table(results: Results) -> Lines:
         for candidate in found.get("candidates", ()):
             change = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in candidate["change"].items())
             chosen = "chosen" if candidate["change"] == found["chosen"] else ""
-            figures = f"{100 * candidate['held_out_top1']:.1f}", candidate["held_out_images"]
+            images = candidate["held_out_images"]
+            right = round(candidate["held_out_top1"] * images)  # the file's share is rounded, this is not
+            figures = f"{100 * right / images:.1f}", images
             rows.append([name.removeprefix("choose_"), change or "the recipe as it is", *figures, chosen])
     return rows_of(["for", "change (epochs, learning rate: times)", "held-out top-1", "images", ""], rows)
 

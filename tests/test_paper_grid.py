@@ -385,6 +385,13 @@ def test_a_single_evaluation_makes_tables(tmp_path: Path) -> None:
     assert "r18_0.5x" in page.read_text()
 
 
+def test_choices_are_told_to_the_image() -> None:
+    """63 of 97 are 64.948 %; the four digits that are kept of it would round to 65.0."""
+    candidate = {"change": {"epochs": 2}, "held_out_top1": 0.6495, "held_out_images": 97}
+    results = {"choose_finetune_1pct": {"candidates": [candidate], "chosen": {"epochs": 2}}}
+    assert tables.choices_table(results)[2] == "| finetune_1pct | epochs 2 | 64.9 | 97 | chosen |"
+
+
 def test_the_student_is_chosen_without_the_validation_images(place: Any) -> None:
     with pytest.raises(ValueError, match="No student is finished yet"):
         shipping.best(place)
