@@ -40,7 +40,7 @@ from types import FrameType
 import numpy as np
 import torch
 from paper_runs import PARTS, QUICK, Grid, Run, shares_of, table, to_do, wanted, work
-from paper_work import Found, Place, do, tidy
+from paper_work import Found, Place, chosen, do, tidy
 
 from training.data import ImageSet, from_class_folders, stratified_subset
 from training.estimate import in_words
@@ -107,6 +107,14 @@ def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
     return {name: result for name, result in found.items() if result is not None}
 
 
+def expected(run: Run, place: Place) -> float:
+    """``work``, by the recipe that was chosen once it has been."""
+    choices = [name for name in run.needs if name.startswith("choose_")]
+    if choices and (place.results / f"{choices[0]}.json").exists():
+        run = dataclasses.replace(run, recipe=chosen(run, place))
+    return work(run, len(place.train))
+
+
 def seconds_a_view(place: Place) -> float:
     """Of a view of r18_1x at 64 pixels, by what the grid's finished runs took on this hardware; a guess before."""
     here, seconds, views = hardware(place.device), 0.0, 0.0
@@ -114,7 +122,7 @@ def seconds_a_view(place: Place) -> float:
         with suppress(ValueError):  # of other settings: who asks for that very run is told
             found = told(run, place.results)
             if found is not None and found["hardware"] == here and run.recipe is not None:
-                seconds, views = seconds + found["seconds"], views + work(run, len(place.train))
+                seconds, views = seconds + found["seconds"], views + expected(run, place)
     return seconds / views if views else 1 / _VIEWS
 
 
@@ -152,12 +160,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def say_where(runs: Sequence[Run], place: Place, left: Sequence[Run]) -> None:
     """What is done, what is next, and how long it may take."""
-    images, pace = len(place.train), seconds_a_view(place)
-    rest = sum(work(run, images) for run in left) * pace
+    pace = seconds_a_view(place)
+    rest = sum(expected(run, place) for run in left) * pace
     until = datetime.datetime.now() + datetime.timedelta(seconds=rest)
     print(
         f"{len(runs) - len(left)} of {len(runs)} runs done; next: {left[0].name} (about "
-        f"{in_words(work(left[0], images) * pace)}); all of them: about {in_words(rest)}, until {until:%d %b %H:%M}",
+        f"{in_words(expected(left[0], place) * pace)}); all of them: about {in_words(rest)}, until {until:%d %b %H:%M}",
         flush=True,
     )
 
@@ -208,7 +216,7 @@ def show(runs: Sequence[Run], place: Place) -> None:
     pace = seconds_a_view(place)
     for run in runs:
         took = f"done, {in_words(done[run.name]['seconds'])}" if run.name in done else ""
-        about = took or f"about {in_words(work(run, len(place.train)) * pace)}"
+        about = took or f"about {in_words(expected(run, place) * pace)}"
         print(f"part {run.part} {PARTS[run.part]:36} {run.name:36} {about:22} {', '.join(run.needs)}")
 
 

@@ -108,7 +108,7 @@ def _of_kind(run: Run, place: Place, start: str) -> str:
     return next(name for name in run.needs if name.startswith(start))
 
 
-def _chosen(run: Run, place: Place) -> FinetuneRecipe:
+def chosen(run: Run, place: Place) -> FinetuneRecipe:
     """The run's recipe, as the choice on held-out training labels has it."""
     assert isinstance(run.recipe, FinetuneRecipe)
     return apply(run.recipe, place.result(_of_kind(run, place, "choose"))["chosen"])
@@ -191,7 +191,7 @@ def _choose(run: Run, place: Place) -> Found:
 
 def _tuned(run: Run, place: Place) -> Found:
     """Supervised only, and fine-tuning."""
-    recipe, folder = _chosen(run, place), place.work / run.name
+    recipe, folder = chosen(run, place), place.work / run.name
     few = place.labelled(run.share or 1, run.seed)
     pretrained = None if recipe.from_scratch else place.model(_of_kind(run, place, "pretrain"))
     model = runs.finetune(recipe, few, pretrained, out=folder, device=place.device, resume=True)

@@ -226,7 +226,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, done: list[str], stop_at: str = ""
         if run.kind in paper_runs.TRAINED:
             (place.work / run.name).mkdir(parents=True)
             (place.work / run.name / "model.safetensors").write_bytes(b"")
-        return {"seconds": 1.5, "scores": {"test": {"top1": 0.5}}}
+        return {"seconds": 1.5, "chosen": {}, "scores": {"test": {"top1": 0.5}}}
 
     monkeypatch.setattr(paper, "do", do)
 
@@ -288,6 +288,16 @@ def test_the_pace_is_that_of_this_hardware_and_these_settings(place: Any, monkey
     paper.record(elsewhere, {"seconds": 1.0}, place)
     monkeypatch.undo()
     assert paper.seconds_a_view(place) == pytest.approx(30 / paper_runs.work(run, len(place.train)))
+
+
+def test_what_was_chosen_is_in_the_time_told(place: Any) -> None:
+    run = next(run for run in paper_runs.table(place.grid) if run.kind == "supervised")
+    images = len(place.train)
+    assert paper.expected(run, place) == paper_runs.work(run, images)
+    choice = next(found for found in paper_runs.table(place.grid) if found.name == run.needs[0])
+    paper.record(choice, {"seconds": 1.0, "chosen": {"epochs": 3}}, place)
+    longer = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, epochs=3 * run.recipe.epochs))
+    assert paper.expected(run, place) == paper_runs.work(longer, images) > paper_runs.work(run, images)
 
 
 def test_until_is_the_next_such_time() -> None:
