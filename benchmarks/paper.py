@@ -8,7 +8,7 @@ r"""The paper's claims on Imagenette: every run of the grid, one after the other
 
 IMAGENETTE holds train/ and val/ (or test/), class folders. Interrupted or killed, the same command goes on. Each
 finished run is a small file in --results (benchmarks/results/paper), and is not repeated; models and checkpoints are in
---work, but for two networks that others begin with, which stay beside the results (float16, 25 and 7 MB). The
+--work, but for two networks that others begin with, which stay beside the results (float16, 24 and 6 MB). The
 validation images measure and choose nothing: what is chosen is chosen on a part of the training labels. The run beside
 lightly wants it installed (pip install lightly), and is left out without it.
 

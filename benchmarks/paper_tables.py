@@ -20,6 +20,7 @@ from paper_estimate import put_between_marks
 from paper_runs import PARTS, percent
 
 from training.estimate import in_words
+from training.evaluate import Score
 from zoo.files import written_whole
 
 ROOT = Path(__file__).parents[1]
@@ -53,15 +54,28 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), half
 
 
-def cell(scores: Sequence[Found]) -> str:
+def _score(told: Found) -> Score:
+    """Of a file, which rounds to four digits, the exact share again: rounding it once more could be one off."""
+    return Score(round(told["top1"] * told["images"]) / told["images"], told["top5"], told["images"])
+
+
+def _interval(scores: Sequence[Score]) -> tuple[float, float, float]:
+    """In %: mean over draws of labels, and how far its interval reaches below and above."""
+    if len(scores) > 1:
+        mean, half = mean_interval([100 * score.top1 for score in scores])
+        return mean, half, half
+    top1, (low, high) = scores[0].top1, scores[0].interval
+    return 100 * top1, 100 * (top1 - low), 100 * (high - top1)
+
+
+def cell(scores: Sequence[Score]) -> str:
     """``71.2 ± 1.3`` over draws of labels; of a single one Wilson's interval over the images, ``71.2 (69.8-72.6)``."""
     if not scores:
         return "–"
+    middle, below, above = _interval(scores)
     if len(scores) == 1:
-        low, high = scores[0]["interval"]
-        return f"{100 * scores[0]['top1']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
-    mean, half = mean_interval([100 * score["top1"] for score in scores])
-    return f"{mean:.1f} ± {half:.1f}"
+        return f"{middle:.1f} ({middle - below:.1f}–{middle + above:.1f})"
+    return f"{middle:.1f} ± {above:.1f}"
 
 
 def shares(results: Results) -> list[float]:
@@ -71,21 +85,21 @@ def shares(results: Results) -> list[float]:
     return sorted(of_runs | of_draws)
 
 
-def on_test(results: Results, start: str) -> list[Found]:
+def on_test(results: Results, start: str) -> list[Score]:
     """Test scores of the runs ``{start}_s0``, ``_s1``, ..."""
-    return [found["scores"]["test"] for name, found in results.items() if name.rpartition("_s")[0] == start]
+    return [_score(found["scores"]["test"]) for name, found in results.items() if name.rpartition("_s")[0] == start]
 
 
-def draws(results: Results, name: str, kind: str, share: float) -> list[Found]:
+def draws(results: Results, name: str, kind: str, share: float) -> list[Score]:
     """Scores of linear evaluation or kNN of a line, of every draw of a share of the labels."""
     found = results.get(name, {"draws": []})["draws"]
-    return [draw[kind] for draw in found if draw["share"] == share]
+    return [_score(draw[kind]) for draw in found if draw["share"] == share]
 
 
-Method = Callable[[Results, float], list[Found]]
+Method = Callable[[Results, float], list[Score]]
 
 
-def _tuned(share: float, few: str, whole: str, results: Results) -> list[Found]:
+def _tuned(share: float, few: str, whole: str, results: Results) -> list[Score]:
     return on_test(results, (whole if share == 1 else few).format(percent(share)))
 
 
@@ -205,7 +219,7 @@ def choices_table(results: Results) -> Lines:
             change = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in candidate["change"].items())
             chosen = "chosen" if candidate["change"] == found["chosen"] else ""
             images = candidate["held_out_images"]
-            right = round(candidate["held_out_top1"] * images)  # the file's share is rounded, this is not
+            right = round(candidate["held_out_top1"] * images)  # not the file's rounded share: see _score
             figures = f"{100 * right / images:.1f}", images
             rows.append([name.removeprefix("choose_"), change or "the recipe as it is", *figures, chosen])
     return rows_of(["for", "change (epochs, learning rate: times)", "held-out top-1", "images", ""], rows)
@@ -218,7 +232,7 @@ def runs_table(results: Results) -> Lines:
         found = [result for result in results.values() if result["part"] == part]
         if found:
             machines = "; ".join(sorted({result["hardware"] for result in found}))
-            taken = in_words(sum(result["seconds"] for result in found))
+            taken = f"{sum(result['seconds'] for result in found) / 3600:.1f} h"
             rows.append([title, len(found), taken, machines])
     return rows_of(["part", "runs", "time", "on"], rows)
 
@@ -251,20 +265,16 @@ def _figure(xlabel: str, ylabel: str, panels: int = 1, *, sharey: bool = True) -
     return figure, figure.axes[0]
 
 
-def _mean(scores: Sequence[Found]) -> float:
-    return 100 * statistics.fmean(score["top1"] for score in scores)
-
-
 def shares_plot(results: Results) -> Any:
-    """Accuracy against the share of labels, a line for each method; bars are the intervals over draws."""
+    """Accuracy against the share of labels, a line for each method; bars are the tables' intervals."""
     figure, axes = _figure("labels, % of the training images", "top-1, %")
     for place, (name, method) in enumerate(METHODS.items()):
         found = [(share, method(results, share)) for share in shares(results)]
         found = [(share, scores) for share, scores in found if scores]
         if not found:
             continue
-        bars = [mean_interval([100 * s["top1"] for s in scores])[1] if len(scores) > 1 else 0 for _, scores in found]
-        x, y = [100 * share for share, _ in found], [_mean(scores) for _, scores in found]
+        x = [100 * share * 1.04 ** (place - len(METHODS) // 2) for share, _ in found]  # bars side by side
+        y, *bars = zip(*(_interval(scores) for _, scores in found), strict=True)
         axes.errorbar(x, y, bars, marker="o", markersize=4, capsize=3, label=name, color=f"C{place}")
     axes.set(xscale="log")
     axes.minorticks_off()
@@ -287,7 +297,7 @@ def sizes_plot(results: Results) -> Any:
         for place, (name, start) in enumerate(starts.items()):
             runs = [r for key, r in results.items() if key.rpartition("_s")[0] == start.format(percent(share))]
             if runs:
-                y = _mean([run["scores"]["test"] for run in runs])
+                y, *_ = _interval([_score(run["scores"]["test"]) for run in runs])
                 label = f"{name}, {100 * share:g} % of the labels"
                 first.plot(runs[0]["parameters"] / 1e6, y, marker, color=f"C{place}", label=label)
                 if runs[0]["model"] in milliseconds:
@@ -304,7 +314,7 @@ def curves_plot(results: Results) -> Any:
     knn, pretraining, tuning = figure.axes
     pretraining.set(xlabel="epoch of pretraining", ylabel="NT-Xent")
     few = percent(shares(results)[-2]) if len(shares(results)) > 1 else ""
-    tuning.set(xlabel="epoch, share of all", ylabel=f"loss, {few} of the labels")
+    tuning.set(xlabel="epoch, share of all", ylabel=f"loss, {few} of the labels", yscale="log")
     shown = (f"supervised_{few}_s0", f"finetune_{few}_layer1_s0", f"distill_self_{few}_s0")
     for name, found in results.items():
         curves, title = found.get("curves", {}), name.removeprefix("pretrain_")

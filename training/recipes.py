@@ -299,7 +299,7 @@ RECIPES: dict[str, AnyRecipe] = {
         from_scratch=True,
         note="The baseline: only the labelled images. For 200 labels. " + _QUICK,
     ),
-    # Imagenette at 64 pixels: the main line of benchmarks/paper.py, which tunes the second and the last three
+    # Imagenette at 64 pixels: the main line of benchmarks/paper.py, which tunes those of fine-tuning and the baselines
     "imagenette_pretrain": PretrainRecipe(
         model="r18_1x",
         image_size=64,
