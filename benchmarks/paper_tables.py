@@ -54,9 +54,13 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), half
 
 
+def _exact(share: float, images: int) -> float:
+    """Of a share of the images that a file rounds to four digits: rounding it once more could be one off."""
+    return round(share * images) / images
+
+
 def _score(told: Found) -> Score:
-    """Of a file, which rounds to four digits, the exact share again: rounding it once more could be one off."""
-    return Score(round(told["top1"] * told["images"]) / told["images"], told["top5"], told["images"])
+    return Score(_exact(told["top1"], told["images"]), told["top5"], told["images"])
 
 
 def _interval(scores: Sequence[Score]) -> tuple[float, float, float]:
@@ -219,8 +223,7 @@ def choices_table(results: Results) -> Lines:
             change = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in candidate["change"].items())
             chosen = "chosen" if candidate["change"] == found["chosen"] else ""
             images = candidate["held_out_images"]
-            right = round(candidate["held_out_top1"] * images)  # not the file's rounded share: see _score
-            figures = f"{100 * right / images:.1f}", images
+            figures = f"{100 * _exact(candidate['held_out_top1'], images):.1f}", images
             rows.append([name.removeprefix("choose_"), change or "the recipe as it is", *figures, chosen])
     return rows_of(["for", "change (epochs, learning rate: times)", "held-out top-1", "images", ""], rows)
 
