@@ -11,15 +11,24 @@ from training.losses import contrast, nt_xent_loss
 
 
 def dense(
-    z0: Tensor, z1: Tensor, temperature: float, memory: Tensor | None = None, same: Tensor | None = None
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float,
+    memory: Tensor | None = None,
+    same: Tensor | None = None,
+    keys: Tensor | None = None,
 ) -> Tensor:
-    """The whole (2B, 2B + K) matrix, and cross-entropy; ``same`` (B, K) marks a memory of a row's own image."""
+    """The whole (2B, 2B + K) matrix, and cross-entropy; ``same`` (B, K) marks a memory of a row's own image, and
+    ``keys`` (B, 2, D) of unit length stand for the positives."""
     z = torch.cat([F.normalize(z, dim=1) for z in (z0, z1)])
     batch = len(z0)
     scores = (z @ z.T / temperature).masked_fill(torch.eye(2 * batch, dtype=torch.bool), -1e9)
     if memory is not None and same is not None:
         scores = torch.cat([scores, (z @ memory.T / temperature).masked_fill(torch.cat([same, same]), -1e9)], 1)
     target = torch.arange(2 * batch).roll(batch)
+    if keys is not None:
+        others = torch.cat([keys[:, 1], keys[:, 0]])
+        scores = scores.scatter(1, target[:, None], (z * others).sum(1, keepdim=True) / temperature)
     return F.cross_entropy(scores, target, reduction="sum") / batch
 
 
@@ -64,6 +73,37 @@ def test_a_memory_adds_negatives_but_for_the_same_image() -> None:
     assert everything > nt_xent_loss(z0, z1, 0.3)
 
 
+def test_the_key_of_the_other_view_is_the_positive() -> None:
+    generator = torch.Generator().manual_seed(2)
+    z0, z1 = (torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    keys = torch.randn(6, 2, 5, generator=generator, dtype=torch.float64)
+    memory = F.normalize(torch.randn(9, 5, generator=generator, dtype=torch.float64), dim=1)
+    ids, memory_ids = torch.arange(6), torch.tensor([0, 0, 3, 7, 8, 9, 5, 5, -1])
+    same = ids[:, None] == memory_ids[None]
+    for temperature in (0.01, 0.3):
+        unit = F.normalize(keys, dim=2)
+        with_memory = loss_and_gradient(dense(z0, z1, temperature, memory, same, unit), z0, z1)
+        without = loss_and_gradient(dense(z0, z1, temperature, keys=unit), z0, z1)
+        for tile in (1, 2, 4, 7, 100):
+            found = contrast(z0, z1, temperature, keys=keys, ids=ids, memory=memory, memory_ids=memory_ids, tile=tile)
+            agree(loss_and_gradient(found.loss, z0, z1), with_memory, temperature=temperature)
+            found = contrast(z0, z1, temperature, keys=keys, tile=tile)
+            agree(loss_and_gradient(found.loss, z0, z1), without, temperature=temperature)
+    own = contrast(z0, z1, 0.3, keys=torch.stack([z0, z1], 1))
+    plain = contrast(z0, z1, 0.3)
+    assert own.loss.item() == pytest.approx(plain.loss.item(), rel=1e-12)
+    assert own.accuracy == plain.accuracy
+    with pytest.raises(ValueError, match=r"keys must be \(6, 2, 5\), one for each view, not \(6, 5\)"):
+        contrast(z0, z1, 0.3, keys=keys[:, 0])
+
+
+def test_no_gradient_flows_into_keys() -> None:
+    z0, z1, keys = (torch.randn(4, *shape, dtype=torch.float64).requires_grad_() for shape in ((3,), (3,), (2, 3)))
+    contrast(z0, z1, 0.3, keys=keys).loss.backward()
+    assert keys.grad is None
+    assert z0.grad is not None
+
+
 @pytest.mark.parametrize("batch", range(1, 9))
 def test_the_gradient_is_that_of_the_loss(batch: int) -> None:
     generator = torch.Generator().manual_seed(batch)
@@ -72,6 +112,12 @@ def test_the_gradient_is_that_of_the_loss(batch: int) -> None:
     for tile in (1, 3, 100):
         assert torch.autograd.gradcheck(lambda a, b: nt_xent_loss(a, b, 0.4, tile=tile), (z0, z1))  # noqa: B023
     assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, 0.4, memory=memory, tile=3).loss, (z0, z1))
+    keys = torch.randn(batch, 2, 3, generator=generator, dtype=torch.float64)
+    for tile in (1, 3, 100):
+        assert torch.autograd.gradcheck(
+            lambda a, b: contrast(a, b, 0.4, keys=keys, memory=memory, tile=tile).loss,  # noqa: B023
+            (z0, z1),
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 10.0])

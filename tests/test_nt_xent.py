@@ -115,7 +115,8 @@ def test_nothing_waits_for_values(tile: int, temperature: float) -> None:
     memory, ids = torch.empty(30, 8, device="meta"), torch.empty(20, dtype=torch.int64, device="meta")
     found = contrast(z0, z1, temperature, tile=tile)
     more = contrast(z0, z1, temperature, ids=ids, memory=memory, memory_ids=ids.repeat(2)[:30], tile=tile)
-    for loss in (found.loss, more.loss):
+    keyed = contrast(z0, z1, temperature, keys=torch.empty(20, 2, 8, device="meta"), memory=memory, tile=tile)
+    for loss in (found.loss, more.loss, keyed.loss):
         assert gradient(loss, z0, z1).shape == (2, 20, 8)
     with pytest.raises(RuntimeError, match="meta"):
         found.accuracy.item()

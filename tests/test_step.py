@@ -1,5 +1,6 @@
 """One training step: a whole batch's gradient with the memory of a part, batch norm over parts, precision, clipping."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +43,7 @@ def batch(count: int = 13) -> dict[str, Tensor]:
 
 STAGES: dict[str, Callable[[], Stage]] = {
     "pretrain": lambda: Pretrain(make(), temperature=0.5),
+    "memory": lambda: Pretrain(make(), temperature=0.5, memory=20),
     "finetune": lambda: Finetune(make(3), weight_decay=1e-2),
     "distill": lambda: Distill(make(3), ModelTeacher(make(3, seed=1)), temperature=0.7, alpha=0.4),
 }
@@ -62,7 +64,7 @@ def one_step(stage: Stage, **settings: object) -> tuple[float, Tensor, Tensor]:
 def test_parts_give_the_whole_gradient_where_batch_norm_allows(kind: str, micro: int) -> None:
     whole, parts = STAGES[kind](), STAGES[kind]()
     for stage in (whole, parts):
-        stage.model.eval()  # batch norm by the running statistics mixes no images
+        stage.eval()  # batch norm by the running statistics mixes no images
     loss, gradient, _ = one_step(whole)
     loss_of_parts, gradient_of_parts, _ = one_step(parts, micro_batch=micro)
     assert loss_of_parts == pytest.approx(loss, rel=1e-12)
@@ -74,7 +76,9 @@ def test_parts_give_the_gradient_of_the_network_that_norms_by_parts(kind: str) -
     """All graphs kept at once, and differentiated by autograd in one go, is the independent answer."""
     stage, other = STAGES[kind]().train(), STAGES[kind]().train()
     step = Step(other, torch.optim.SGD(other.model.parameters(), lr=0.0), device=CPU, micro_batch=4)
-    outputs = torch.cat([other.outputs(part) for part in step.parts(batch())])
+    parts = step.parts(batch())
+    other.before_step(parts)
+    outputs = torch.cat([other.outputs(part) for part in parts])
     whole = other.loss(outputs, batch(), other.counts(batch()))["loss"]
     whole.backward()
     expected = torch.cat([p.grad.flatten() for p in other.model.parameters() if p.requires_grad])
@@ -231,26 +235,36 @@ def test_the_buffer_holds_the_last_ones() -> None:
         MemoryBuffer(0)
 
 
+def projected(model: zoo.SimCLR, images: Tensor) -> Tensor:
+    """Projections (n, 128) of unit length."""
+    assert model.projector is not None
+    with torch.no_grad():
+        return torch.nn.functional.normalize(model.projector(model.backbone(images)), dim=1)
+
+
 def test_memory_mode_step_by_step() -> None:
-    """The encoder follows the weights, and what it projects is what the next step's loss sees."""
+    """The encoder follows the weights; what it projects are this step's positives and the next one's negatives."""
     stage = Pretrain(make(), temperature=0.5, memory=40, decay=0.5).double().train()
     assert stage.encoder is not None
     assert stage.buffer is not None
     step = Step(stage, torch.optim.SGD(stage.model.parameters(), lr=0.05), device=CPU)
     before = {name: value.clone() for name, value in stage.encoder.model.named_parameters()}
     plain = Pretrain(make(), temperature=0.5).double().train()
-    # the buffer is empty at first; without one a small batch's loss is summed in another order
+    # at first the buffer is empty and the encoder is the network; but the loss is summed in another order
     assert step(batch())["loss"].item() == pytest.approx(plain(batch())["loss"].item(), rel=1e-13)
     for name, value in stage.encoder.model.named_parameters():
         torch.testing.assert_close(value, 0.5 * (before[name] + dict(stage.model.named_parameters())[name].detach()))
-    encoder = make().train()
-    encoder.load_state_dict({**stage.encoder.model.state_dict(), **dict(make().named_buffers())})
     images = torch.cat([batch()["view0"], batch()["view1"]])
-    with torch.no_grad():
-        expected = torch.nn.functional.normalize(encoder.projector(encoder.backbone(images)), dim=1)
     vectors, ids = stage.buffer.negatives()
-    torch.testing.assert_close(vectors, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(vectors, projected(make().train(), images), atol=1e-6, rtol=1e-6)
     assert ids.tolist() == list(range(13)) * 2
+    online = projected(copy.deepcopy(stage.model), images)
+    keys = projected(copy.deepcopy(stage.encoder.model), images)
+    scores = torch.cat([online, vectors]) @ online.T / 0.5  # (2B + K, 2B)
+    numbers = torch.cat([ids, ids])
+    odds = scores.masked_fill(numbers[:, None] == numbers[None, :26], -torch.inf).logsumexp(0)
+    odds = odds - (online * keys.roll(13, 0)).sum(1) / 0.5
+    assert step(batch())["loss"].item() == pytest.approx(odds.exp().log1p().sum().item() / 13, rel=1e-6)
     assert (
         stage.encoder.model.backbone.stem.layers[0]
         .norm.running_mean.ne(make().backbone.stem.layers[0].norm.running_mean)

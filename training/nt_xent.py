@@ -84,6 +84,10 @@ class NtXent(torch.autograd.Function):
 
     Unless the temperature is tiny, exp s is within the range of its type and no maximum has to be subtracted. The
     accuracy, one more pass over each tile, is computed if ``nearest``, else 0. Nothing here waits for a GPU.
+
+    With ``keys`` (B, 2, D), unit rows without a gradient, key p is the positive of i in place of z_p:
+
+    B T d loss / d z_i = sum_j exp s_ij (1 / L_i + 1 / L_j) z_j - n_i / L_i key_p.
     """
 
     @staticmethod
@@ -91,6 +95,7 @@ class NtXent(torch.autograd.Function):
         ctx: Any,
         views: Tensor,
         temperature: float,
+        keys: Tensor | None,
         memory: Tensor,
         ids: Tensor | None,
         memory_ids: Tensor | None,
@@ -102,7 +107,10 @@ class NtXent(torch.autograd.Function):
         rows, lengths = _unit(views.flatten(0, 1))  # (2B, D), (2B, 1)
         batch = sum(distributed.counts(len(rows), rows.device)) // 2
         others = _of_others(rows)
-        positive = (rows[::2] * rows[1::2]).sum(1, keepdim=True).div_(temperature)  # (B, 1)
+        if keys is None:
+            positive = (rows[::2] * rows[1::2]).sum(1, keepdim=True).div_(temperature)  # (B, 1)
+        else:
+            positive = (rows.view_as(views) * keys.flip(1)).sum(2).div_(temperature)  # (B, 2)
         steady = in_range(temperature, rows.dtype)
         negatives = (_Sums if steady else _Running)(rows, tile, nearest=nearest)
         space, kept = _Space(rows, tile), []
@@ -119,8 +127,8 @@ class NtXent(torch.autograd.Function):
                     negatives.add(_scores(mine, theirs, temperature, space(mine, theirs), same), i, i)
         odds = negatives.log().view(-1, 2) - positive  # (B, 2), the logarithm of n_i / exp s_ip
         losses = torch.logaddexp(odds, odds.new_zeros(()))
-        doubt, logs = odds.sigmoid().sum(1), (losses + positive).flatten()  # (B,) and (2B,)
-        ctx.save_for_backward(rows, lengths, others, memory, ids, memory_ids, doubt, logs, *kept)
+        doubt, logs = odds.sigmoid(), (losses + positive).flatten()  # (B, 2), n / L, and (2B,)
+        ctx.save_for_backward(rows, lengths, others, keys, memory, ids, memory_ids, doubt, logs, *kept)
         ctx.temperature, ctx.tile, ctx.batch, ctx.steady = temperature, tile, batch, steady
         accuracy = rows.new_zeros(())
         if negatives.top is not None:
@@ -131,7 +139,7 @@ class NtXent(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, lengths, others, memory, ids, memory_ids, doubt, logs, *kept = ctx.saved_tensors
+        rows, lengths, others, keys, memory, ids, memory_ids, doubt, logs, *kept = ctx.saved_tensors
         temperature, tile, steady = ctx.temperature, ctx.tile, ctx.steady
         logs_of_others = _of_others(logs)
         space, more_space = _Space(rows, tile), _Space(rows, tile)
@@ -145,7 +153,9 @@ class NtXent(torch.autograd.Function):
         def levels(logs: Tensor) -> tuple[Tensor, ...]:
             return ((-logs).exp_() if steady else logs).split(tile)
 
-        out = (rows.view(-1, 2, rows.shape[1]).flip(1) * -doubt[:, None, None]).view_as(rows)
+        if keys is None:  # each of two views is the other's positive
+            keys, doubt = rows.view(-1, 2, rows.shape[1]), doubt.sum(1, keepdim=True)
+        out = (keys.flip(1) * -doubt[:, :, None]).view_as(rows)
         pulls, own = out.split(tile), levels(logs)
         with _exactly(rows.device):
             for (i, j, mine, theirs), scores in itertools.zip_longest(_pairs(rows, tile), kept):
@@ -163,7 +173,7 @@ class NtXent(torch.autograd.Function):
                     scores = _scores(mine, theirs, temperature, space(mine, theirs), same)
                     pulls[i].addmm_(weights(scores.exp_() if steady else scores, own[i], their_levels[k]), theirs)
         out = _through_unit(out, rows, lengths, gradient / (ctx.batch * temperature))
-        return out.view(-1, 2, rows.shape[1]), None, None, None, None, None, None
+        return out.view(-1, 2, rows.shape[1]), None, None, None, None, None, None, None
 
 
 class _Sums:

@@ -73,10 +73,14 @@ class Stage(nn.Module):
 
     def forward(self, batch: Batch) -> Metrics:
         """Loss and metrics of a batch in one piece."""
+        self.before_step([batch])
         return self.loss(self.outputs(batch), batch, self.counts(batch))
 
-    def after_step(self, parts: list[Batch]) -> None:
-        """What is due once the optimizer has changed the weights; ``parts`` make up the batch."""
+    def before_step(self, parts: list[Batch]) -> None:
+        """What the loss needs to know of the whole batch beside the outputs; ``parts`` make it up."""
+
+    def after_step(self) -> None:
+        """What is due once the optimizer has changed the weights."""
         if self.average is not None:
             self.average.update(self.model)
 
@@ -105,9 +109,10 @@ class Pretrain(Stage):
     """Stage 1: contrast two views of each image (paper: section 2; code: run.py, train_mode=pretrain).
 
     With ``memory`` > 0, that many projections of a moving average of the network (``decay``; paper: 65,536 and 0.999)
-    are more negatives for every view; those of the same image do not count. Positives stay the batch's own. The authors
-    never released this half: what the paper leaves open is decided here. The average sees both views of every batch,
-    after the step, in training mode, with batch statistics of its own.
+    are more negatives for every view; those of the same image do not count. The authors never released this half: what
+    the paper leaves open is decided here. The average sees both views of every batch, in training mode, with batch
+    statistics of its own. What it makes of one view is the other view's positive, as in MoCo: were it not, nothing
+    would tie the network to its average, and running away from the memory would be all it learns (docs/training.md).
 
     Batch: ``view0`` and ``view1``, (B, 3, S, S) each, and with a memory ``index`` (B,), the images' numbers. Raises
     ValueError for a model without a projection head.
@@ -126,6 +131,7 @@ class Pretrain(Stage):
         if memory:
             self.buffer = MemoryBuffer(memory)
             self.encoder = MovingAverage(model, decay=decay, average_statistics=False)
+        self._keys: tuple[Tensor, Tensor] | None = None  # the average's (B, 2, 128) of this batch; images' numbers (B,)
         self._last: Tensor | None = None
 
     def kept(self) -> dict[str, nn.Module]:
@@ -138,22 +144,29 @@ class Pretrain(Stage):
 
     def loss(self, outputs: Tensor, batch: Batch, counts: Counts) -> Metrics:
         self._last = outputs.detach()
-        vectors, ids = (None, None) if self.buffer is None else self.buffer.negatives()
+        keys, ids = (None, None) if self._keys is None else self._keys
+        vectors, their_ids = (None, None) if self.buffer is None else self.buffer.negatives()
         z0, z1 = outputs.unbind(1)
-        found = contrast(z0, z1, self.temperature, ids=batch.get("index"), memory=vectors, memory_ids=ids)
+        found = contrast(z0, z1, self.temperature, keys=keys, ids=ids, memory=vectors, memory_ids=their_ids)
         return {"loss": found.loss, "contrast_accuracy": found.accuracy}
 
     @torch.no_grad()
-    def after_step(self, parts: list[Batch]) -> None:
-        super().after_step(parts)
-        if self.encoder is None or self.buffer is None:
+    def before_step(self, parts: list[Batch]) -> None:
+        if self.encoder is not None:
+            network = _Projections(self.encoder.model)
+            keys, ids = zip(*((_views(network, part), part["index"]) for part in parts), strict=True)
+            self._keys = torch.cat(keys), torch.cat(ids)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        super().after_step()
+        if self.encoder is None or self.buffer is None or self._keys is None:
             return
         self.encoder.update(self.model)
-        network = _Projections(self.encoder.model)
-        views = torch.cat([_views(network, part) for part in parts])  # (B, 2, 128)
-        ids = distributed.gather_rows(torch.cat([part["index"] for part in parts]))
-        for view in views.unbind(1):
-            self.buffer.add(distributed.gather_rows(view), ids)
+        keys, ids = self._keys
+        everywhere = distributed.gather_rows(ids)
+        for view in keys.unbind(1):
+            self.buffer.add(distributed.gather_rows(view), everywhere)
 
     def signs(self) -> dict[str, float]:
         if self._last is None or len(self._last) < 2:

@@ -56,8 +56,7 @@ class Step:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        with self._autocast():
-            self.stage.after_step(parts)
+        self.stage.after_step()
         return {name: value.detach() for name, value in metrics.items()}
 
     def _moved(self, value: Tensor) -> Tensor:
@@ -79,6 +78,7 @@ class Step:
         if not counts.images:
             raise ValueError("None of the images of a batch can be read by any process; repair or remove them.")
         with self._autocast():
+            self.stage.before_step(parts)
             whole: AbstractContextManager[None] = nullcontext()
             if self.statistics == "global" and len(parts) > 1:
                 pool = WholeBatchStatistics(self.stage.model)
