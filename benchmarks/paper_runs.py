@@ -31,9 +31,9 @@ Change = Mapping[str, float]
 """What a candidate changes in a recipe: ``color_strength``; ``epochs`` and ``learning_rate`` are factors."""
 
 SUPERVISED: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"color_strength": 0.5, "epochs": 2})
-_FINETUNE: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"learning_rate": 0.3})
-FINETUNE: tuple[Change, ...] = (*_FINETUNE, {"learning_rate": 0.3, "epochs": 2})  # what won, as long as the baselines'
-FINETUNE_FEWEST: tuple[Change, ...] = (*_FINETUNE, {"learning_rate": 0.1})  # 1 %: the lowest of three won by far
+FINETUNE: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"learning_rate": 0.3})
+FINETUNE_FEWEST: tuple[Change, ...] = (*FINETUNE, {"learning_rate": 0.1})  # 1 %: the lowest of three won by far
+TEACHER: tuple[Change, ...] = ({"learning_rate": 0.3}, {"learning_rate": 0.3, "epochs": 2})  # what won, and for longer
 
 
 @dataclass(frozen=True)
@@ -255,11 +255,12 @@ def _finetuned(grid: Grid) -> list[Run]:
 
 class Distilled(NamedTuple):
     """``epochs``: times the grid's; ``changes``: what differs from imagenette_distill; ``once``: of the largest share
-    and the first draw alone."""
+    and the first draw alone; ``teacher``: the fine-tuning that it learns from."""
 
     epochs: float
     changes: Mapping[str, Any]
     once: bool = False
+    teacher: str = "finetune"
 
 
 DISTILLED: dict[str, Distilled] = {
@@ -267,15 +268,36 @@ DISTILLED: dict[str, Distilled] = {
     "labels": Distilled(1, {"temperature": 0.1, "alpha": 0.5}),
     "small": Distilled(2, {"temperature": 1.0, "start_from_teacher": False}),
     "long": Distilled(4, {"temperature": 0.1}, once=True),
+    "teacher": Distilled(1, {"temperature": 0.1}, once=True, teacher="finetune_teacher"),
 }
+
+
+def _teacher(grid: Grid) -> list[Run]:
+    """A teacher that was offered twice the epochs, once: the student of the largest share had missed its aim."""
+    share, seed = grid.some, grid.seeds[0]
+    tuned = _finetuning(grid, "main", 4, share, seed, 1)
+    few = percent(share)
+    choice = Run(
+        name=f"choose_teacher_{few}",
+        part=4,
+        kind="choose",
+        recipe=_on_labels("finetune", share, grid, grid.main),
+        needs=("pretrain_main",),
+        share=share,
+        seed=seed,
+        candidates=TEACHER,
+        of="finetune",
+    )
+    needs = ("pretrain_main", choice.name)
+    return [choice, dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs)]
 
 
 def _distilled(grid: Grid) -> list[Run]:
     """From the teachers that were fine-tuned from layer 1: into the same network, with labels too, and into a smaller
-    one; and once for longer."""
+    one; once for longer, and once from a teacher that was fine-tuned for longer."""
     base = RECIPES["imagenette_distill"]
     assert isinstance(base, DistillRecipe)
-    found = []
+    found = _teacher(grid)
     for name, kind in DISTILLED.items():
         for share, seed in [(grid.some, grid.seeds[0])] if kind.once else _few_labels(grid):
             recipe = dataclasses.replace(
@@ -286,7 +308,7 @@ def _distilled(grid: Grid) -> list[Run]:
                 seed=seed,
                 **kind.changes,
             )
-            needs = (f"finetune_{percent(share)}_layer1_s{seed}",)
+            needs = (f"{kind.teacher}_{percent(share)}_layer1_s{seed}",)
             run = Run(name=f"distill_{name}_{percent(share)}_s{seed}", part=4, kind="distill", recipe=recipe)
             found.append(dataclasses.replace(run, needs=needs, share=share, seed=seed))
     return [*found, Run(name="speed", part=4, kind="speed")]

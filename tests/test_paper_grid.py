@@ -72,7 +72,7 @@ def test_the_main_line_is_long_and_the_rest_short() -> None:
     assert {recipes[name].temperature for name in ("distill_self_1pct_s0", "distill_labels_1pct_s0")} == {0.1}
     assert recipes["distill_labels_1pct_s0"].alpha < recipes["distill_self_1pct_s0"].alpha == 1
     distilled = Counter((run.name.split("_")[1], run.recipe.epochs) for run in RUNS if run.kind == "distill")
-    assert distilled == {("self", 15): 6, ("labels", 15): 6, ("small", 30): 6, ("long", 60): 1}
+    assert distilled == {("self", 15): 6, ("labels", 15): 6, ("small", 30): 6, ("long", 60): 1, ("teacher", 15): 1}
     assert not any("wide" in run.name for run in RUNS)
     assert any("wide" in run.name for run in paper_runs.table(paper_runs.Grid(wide=Spec(18, 2))))
 
