@@ -69,6 +69,8 @@ def test_the_main_line_is_long_and_the_rest_short() -> None:
     assert recipes["pretrain_memory_off"].memory == 0
     on, off = recipes["pretrain_memory_on"], recipes["pretrain_memory_off"]
     assert {name for name in vars(on) if getattr(on, name) != getattr(off, name)} == {"memory"}
+    fast = recipes["pretrain_memory_fast"]
+    assert {name for name in vars(on) if getattr(on, name) != getattr(fast, name)} == {"memory_decay"}
     assert {recipes[name].temperature for name in ("distill_self_1pct_s0", "distill_labels_1pct_s0")} == {0.1}
     assert recipes["distill_labels_1pct_s0"].alpha < recipes["distill_self_1pct_s0"].alpha == 1
     distilled = Counter((run.name.split("_")[1], run.recipe.epochs) for run in RUNS if run.kind == "distill")
