@@ -316,6 +316,9 @@ def test_seconds_are_counted_over_restarts(tmp_path: Path) -> None:
     found = paper_work.trained(tmp_path, 32)
     assert found["seconds"] == 10 + 5
     assert found["curves"] == {"loss": [[1, 5.0], [2, 4.0]]}
+    lines += [{"step": 30, "epoch": 3, "loss": 3.0, "images_per_second": 0.3, "seconds": 1000}]  # it was paused
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert paper_work.trained(tmp_path, 32)["seconds"] == 10 + 5 + 10
 
 
 def test_what_nobody_needs_is_taken_away(place: Any) -> None:
