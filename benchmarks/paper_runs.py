@@ -33,7 +33,10 @@ Change = Mapping[str, float]
 SUPERVISED: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"color_strength": 0.5, "epochs": 2})
 FINETUNE: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"learning_rate": 0.3})
 FINETUNE_FEWEST: tuple[Change, ...] = (*FINETUNE, {"learning_rate": 0.1})  # 1 %: the lowest of three won by far
-TEACHER: tuple[Change, ...] = ({"learning_rate": 0.3}, {"learning_rate": 0.3, "epochs": 2})  # what won, and for longer
+TEACHER: tuple[Change, ...] = (
+    {"learning_rate": 0.3},
+    {"learning_rate": 0.3, "epochs": 2},
+)  # what won on Imagenette, and for longer
 
 
 @dataclass(frozen=True)
@@ -335,8 +338,12 @@ def _short(grid: Grid) -> list[Run]:
             _finetuning(grid, line, 5, share, seed, 0 if share == grid.shares[-1] else 1)
             for share, seed in _labels(grid)
         ]
-    modes = {"memory_off": (0, grid.memory_decay), "memory_on": (grid.memory, grid.memory_decay)}
-    for name, (memory, decay) in (modes | {"memory_fast": (grid.memory, grid.fast_decay)}).items():
+    modes = {
+        "memory_off": (0, grid.memory_decay),
+        "memory_on": (grid.memory, grid.memory_decay),
+        "memory_fast": (grid.memory, grid.fast_decay),
+    }
+    for name, (memory, decay) in modes.items():
         recipe = _pretraining(
             grid,
             grid.small,
@@ -411,6 +418,8 @@ def work(run: Run, images: int) -> float:
     one = multiply_adds(find_spec(recipe.model), recipe.image_size) / yardstick
     seen = recipe.epochs * images * (1 if run.share is None or run.kind == "distill" else run.share)
     views = 2 if run.kind in ("pretrain", "lightly") else 1
+    if isinstance(recipe, PretrainRecipe) and recipe.memory:
+        one *= 4 / 3  # the average looks at everything too
     if run.kind == "distill":
         one += multiply_adds(Spec(18), recipe.image_size) / yardstick / 3  # the teacher looks only
     if run.kind == "choose":

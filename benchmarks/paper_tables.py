@@ -157,7 +157,7 @@ def distilled_table(results: Results) -> Lines:
         "the teacher": "finetune_{}_layer1",
         "student of its shape, no labels in the loss (alpha 1)": "distill_self_{}",
         "the same, four times the epochs, one draw": "distill_long_{}",
-        "another teacher, fine-tuned for twice the epochs, one draw": "finetune_teacher_{}_layer1",
+        "a teacher that was offered twice the epochs, one draw": "finetune_teacher_{}_layer1",
         "its student of its shape, one draw": "distill_teacher_{}",
         "student of its shape, labels half of the loss (alpha 0.5)": "distill_labels_{}",
         "narrower student, no labels": "distill_small_{}",

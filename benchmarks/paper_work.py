@@ -30,7 +30,7 @@ from zoo.transforms import read_image
 
 K = 20  # neighbours that vote: as many as few labels allow, and never tuned
 _POINTS = 50  # of a curve that is kept
-_STANDSTILL = 10  # times slower than usual: the process or the machine was paused
+_PAUSE = 300.0  # seconds more than usual between two lines of a log: the process or the machine was stopped
 _TIMED = 50  # calls of each network
 _THUMBNAIL, _QUERIES, _NEIGHBOURS = 64, 6, 5
 Found = dict[str, Any]
@@ -127,13 +127,14 @@ def _thin(points: list[list[float]]) -> list[list[float]]:
 
 
 def trained(folder: Path, batch: int) -> Found:
-    """What a run directory tells: seconds of training over all its restarts, pauses left out, and thin curves."""
+    """What a run directory tells: seconds of training over all its restarts, long pauses left out, and thin curves."""
     log, scores = _lines(folder / "log.jsonl"), _lines(folder / "scores.jsonl")
     seconds, before = 0.0, 0
     usual = statistics.median(entry["images_per_second"] for entry in log) if log else 0.0
     for entry in log:
-        rate = entry["images_per_second"]
-        seconds += (entry["step"] - before) * batch / (rate if rate > usual / _STANDSTILL else usual)
+        views = (entry["step"] - before) * batch
+        taken = views / entry["images_per_second"]
+        seconds += taken if taken < views / usual + _PAUSE else views / usual
         before = entry["step"]
     curves = {"loss": _thin([[entry["epoch"], entry["loss"]] for entry in log])}
     for name in ("knn", "agreement"):

@@ -39,7 +39,7 @@ def make_stage(case: str) -> Stage:
         teacher = make_model(classes, classify_from=0, projector=False, seed=3)
         stage = Distill(model, ModelTeacher(teacher.to(dtype)), temperature=0.5, alpha=0.6)
     else:
-        stage = Pretrain(model, temperature=0.5, memory=20 if case == "memory" else 0, decay=0.9)
+        stage = Pretrain(model, temperature=0.5, memory=20 if case in ("memory", "few_images") else 0, decay=0.9)
     return stage.to(dtype).train()
 
 

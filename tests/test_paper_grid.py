@@ -75,6 +75,10 @@ def test_the_main_line_is_long_and_the_rest_short() -> None:
     assert recipes["distill_labels_1pct_s0"].alpha < recipes["distill_self_1pct_s0"].alpha == 1
     distilled = Counter((run.name.split("_")[1], run.recipe.epochs) for run in RUNS if run.kind == "distill")
     assert distilled == {("self", 15): 6, ("labels", 15): 6, ("small", 30): 6, ("long", 60): 1, ("teacher", 15): 1}
+    needs = {run.name: run.needs for run in RUNS}
+    assert needs["distill_long_10pct_s0"] == ("finetune_10pct_layer1_s0",)
+    assert needs["distill_teacher_10pct_s0"] == ("finetune_teacher_10pct_layer1_s0",)
+    assert needs["finetune_teacher_10pct_layer1_s0"] == ("pretrain_main", "choose_teacher_10pct")
     assert not any("wide" in run.name for run in RUNS)
     assert any("wide" in run.name for run in paper_runs.table(paper_runs.Grid(wide=Spec(18, 2))))
 
@@ -316,9 +320,12 @@ def test_seconds_are_counted_over_restarts(tmp_path: Path) -> None:
     found = paper_work.trained(tmp_path, 32)
     assert found["seconds"] == 10 + 5
     assert found["curves"] == {"loss": [[1, 5.0], [2, 4.0]]}
-    lines += [{"step": 30, "epoch": 3, "loss": 3.0, "images_per_second": 0.3, "seconds": 1000}]  # it was paused
+    lines += [{"step": 30, "epoch": 3, "loss": 3.0, "images_per_second": 0.3, "seconds": 1067}]  # it was paused
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert paper_work.trained(tmp_path, 32)["seconds"] == 10 + 5 + 10
+    lines[-1]["images_per_second"] = 3.2  # slow, as beside other work
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert paper_work.trained(tmp_path, 32)["seconds"] == 10 + 5 + 100
 
 
 def test_what_nobody_needs_is_taken_away(place: Any) -> None:

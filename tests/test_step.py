@@ -98,7 +98,7 @@ def test_parts_are_even_and_no_larger_than_asked() -> None:
         assert torch.equal(torch.cat([part["index"] for part in parts]), torch.arange(13))
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "distill"])
+@pytest.mark.parametrize("kind", ["pretrain", "memory", "distill"])
 def test_pooled_statistics(kind: str) -> None:
     """With one part nothing changes; with several they are nearer to the whole batch's than a part's own."""
     reference = one_step(STAGES[kind]().train())

@@ -74,7 +74,7 @@ class WholeBatchStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model = model  # or several in one
         self._pools = [_Pool(norm) for norm in _norms(model) if norm.training]
 
     @contextmanager

@@ -11,7 +11,7 @@ from training.nt_xent import NtXent, NtXentAtOnce, default_tile, in_range
 
 
 class Contrast(NamedTuple):
-    """NT-Xent, and the share of views to which nothing is nearer than the other view of their image; scalars.
+    """NT-Xent, and the share of views that are nearer to their positive than to any negative; scalars.
 
     Of several processes each gets its share: the sums over them are the values.
     """
@@ -78,12 +78,12 @@ def _contrast(
         raise ValueError(f"tile={tile!r} is not a positive number of rows.")
     views = torch.stack([z0, z1], 1)  # (B, 2, D)
     views = views.to(torch.promote_types(views.dtype, torch.float32))
-    if memory is None:
-        memory, ids, memory_ids = views.detach()[:0, 0], None, None
-    if keys is None and not len(memory):
+    if memory is None and keys is None:
         few = 0 < 2 * len(views) <= tile and in_range(temperature, views.dtype) and distributed.size() == 1
         if few:
             return NtXentAtOnce.apply(views, temperature, nearest)
+    if memory is None:
+        memory, ids, memory_ids = views.detach()[:0, 0], None, None
     keys = None if keys is None else F.normalize(keys.detach().to(views.dtype), dim=2)
     ids = None if ids is None else ids.repeat_interleave(2)
     return NtXent.apply(views, temperature, keys, memory.detach().to(views.dtype), ids, memory_ids, tile, nearest)

@@ -34,7 +34,8 @@ def _settle_exp(dtype: torch.dtype) -> None:
 
 
 class NtXentAtOnce(torch.autograd.Function):
-    """``NtXent`` of few rows: the matrix is one tile, and kept. One process, no memory, a temperature ``in_range``."""
+    """``NtXent`` of few rows: the matrix is one tile, and kept. One process, no memory or keys, a temperature
+    ``in_range``."""
 
     @staticmethod
     def forward(ctx: Any, views: Tensor, temperature: float, nearest: bool) -> tuple[Tensor, Tensor]:

@@ -88,7 +88,7 @@ class PretrainRecipe(Recipe):
     temperature: float = 0.1
     color_strength: float = 1.0
     blur: bool = True
-    memory: int = 0  # projections of the moving-average encoder as more negatives; the paper's is 65536
+    memory: int = 0  # projections of the moving-average encoder as more negatives (and positives); the paper's is 65536
     memory_decay: float = 0.999  # of that encoder
 
     def __post_init__(self) -> None:

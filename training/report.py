@@ -30,7 +30,7 @@ _STAGES = {  # name -> in the tables, above its curve
     "supervised": "baseline",
 }
 _SHARES = {
-    "contrast_accuracy": "views whose other view is the nearest",
+    "contrast_accuracy": "views nearer to their positive than to any negative",
     "accuracy": "answered rightly, while training",
     "agreement": "answered as the teacher does",
 }

@@ -2,7 +2,8 @@
 
 A stage has ``model`` (what is trained), ``path`` (the network from images to what the loss reads; ``network`` is the
 form of it that runs), ``parameter_groups()`` (what the optimizer gets), ``outputs(batch)`` and ``loss(outputs, batch,
-counts)``. With several processes each computes its share of the loss and metrics: the sums over them are the values.
+counts)``; ``before_step(parts)`` comes before the loss, ``after_step()`` after the optimizer's step. With several
+processes each computes its share of the loss and metrics: the sums over them are the values.
 """
 
 from collections.abc import Callable
@@ -144,6 +145,7 @@ class Pretrain(Stage):
 
     def loss(self, outputs: Tensor, batch: Batch, counts: Counts) -> Metrics:
         self._last = outputs.detach()
+        assert (self.encoder is None) == (self._keys is None), "before_step comes before the loss"
         keys, ids = (None, None) if self._keys is None else self._keys
         vectors, their_ids = (None, None) if self.buffer is None else self.buffer.negatives()
         z0, z1 = outputs.unbind(1)
@@ -160,13 +162,14 @@ class Pretrain(Stage):
     @torch.no_grad()
     def after_step(self) -> None:
         super().after_step()
-        if self.encoder is None or self.buffer is None or self._keys is None:
+        if self.encoder is None or self.buffer is None:
             return
+        assert self._keys is not None, "before_step comes before after_step"
         self.encoder.update(self.model)
-        keys, ids = self._keys
-        everywhere = distributed.gather_rows(ids)
+        (keys, ids), self._keys = self._keys, None
+        ids = distributed.gather_rows(ids)
         for view in keys.unbind(1):
-            self.buffer.add(distributed.gather_rows(view), everywhere)
+            self.buffer.add(distributed.gather_rows(view), ids)
 
     def signs(self) -> dict[str, float]:
         if self._last is None or len(self._last) < 2:

@@ -78,15 +78,17 @@ class Step:
         if not counts.images:
             raise ValueError("None of the images of a batch can be read by any process; repair or remove them.")
         with self._autocast():
-            self.stage.before_step(parts)
             whole: AbstractContextManager[None] = nullcontext()
             if self.statistics == "global" and len(parts) > 1:
-                pool = WholeBatchStatistics(self.stage.model)
+                pool = WholeBatchStatistics(self.stage)
                 with pool.collecting():
+                    self.stage.before_step(parts)
                     for part in parts:
                         self.stage.outputs(part)
                 whole = pool.using()
         with whole:
+            with self._autocast():
+                self.stage.before_step(parts)
             if len(parts) == 1 or self.stage.separable:
                 return self._summed(parts, counts)
             return self._in_two_passes(batch, parts, counts)
