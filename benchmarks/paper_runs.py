@@ -33,10 +33,7 @@ Change = Mapping[str, float]
 SUPERVISED: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"color_strength": 0.5, "epochs": 2})
 FINETUNE: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"learning_rate": 0.3})
 FINETUNE_FEWEST: tuple[Change, ...] = (*FINETUNE, {"learning_rate": 0.1})  # 1 %: the lowest of three won by far
-TEACHER: tuple[Change, ...] = (
-    {"learning_rate": 0.3},
-    {"learning_rate": 0.3, "epochs": 2},
-)  # what won on Imagenette, and for longer
+TEACHER: tuple[Change, ...] = ({"learning_rate": 0.3}, {"learning_rate": 0.3, "epochs": 2})  # Imagenette's, and longer
 
 
 @dataclass(frozen=True)
@@ -191,17 +188,31 @@ def _evaluation(line: str, trained: str, part: int, grid: Grid) -> Run:
     return Run(name=f"linear_{line}", part=part, kind="linear", needs=(trained,), draws=tuple(_labels(grid)))
 
 
+def _choosing(
+    name: str,
+    part: int,
+    of: Literal["supervised", "finetune"],
+    share: float,
+    grid: Grid,
+    candidates: tuple[Change, ...],
+) -> Run:
+    """The choice of a recipe on held-out labels of the first draw, for the main network."""
+    return Run(
+        name=name,
+        part=part,
+        kind="choose",
+        recipe=_on_labels(of, share, grid, grid.main),
+        needs=("pretrain_main",) if of == "finetune" else (),
+        share=share,
+        seed=grid.seeds[0],
+        candidates=candidates,
+        of=of,
+    )
+
+
 def _supervised(grid: Grid) -> list[Run]:
     found = [
-        Run(
-            name=_choice("supervised", share, grid),
-            part=1,
-            kind="choose",
-            recipe=_on_labels("supervised", share, grid, grid.main),
-            share=share,
-            seed=grid.seeds[0],
-            candidates=SUPERVISED,
-        )
+        _choosing(_choice("supervised", share, grid), 1, "supervised", share, grid, SUPERVISED)
         for share in grid.shares[:-1]
     ]
     for share, seed in _labels(grid):
@@ -239,18 +250,9 @@ def _finetuning(grid: Grid, line: str, part: int, share: float, seed: int, layer
 
 def _finetuned(grid: Grid) -> list[Run]:
     found = [
-        Run(
-            name=_choice("finetune", share, grid),
-            part=3,
-            kind="choose",
-            recipe=_on_labels("finetune", share, grid, grid.main),
-            needs=("pretrain_main",),
-            share=share,
-            seed=grid.seeds[0],
-            candidates=FINETUNE if share == grid.some else FINETUNE_FEWEST,
-            of="finetune",
-        )
+        _choosing(_choice("finetune", share, grid), 3, "finetune", share, grid, candidates)
         for share in grid.shares[:-1]
+        for candidates in [FINETUNE if share == grid.some else FINETUNE_FEWEST]
     ]
     for layer in (1, 0, 2):
         found += [_finetuning(grid, "main", 3, share, seed, layer) for share, seed in _few_labels(grid)]
@@ -278,20 +280,9 @@ DISTILLED: dict[str, Distilled] = {
 
 def _teacher(grid: Grid) -> list[Run]:
     """A teacher that was offered twice the epochs, once: the student of the largest share had missed its aim."""
-    share, seed = grid.some, grid.seeds[0]
-    tuned = _finetuning(grid, "main", 4, share, seed, 1)
-    few = percent(share)
-    choice = Run(
-        name=f"choose_teacher_{few}",
-        part=4,
-        kind="choose",
-        recipe=_on_labels("finetune", share, grid, grid.main),
-        needs=("pretrain_main",),
-        share=share,
-        seed=seed,
-        candidates=TEACHER,
-        of="finetune",
-    )
+    few, seed = percent(grid.some), grid.seeds[0]
+    choice = _choosing(f"choose_teacher_{few}", 4, "finetune", grid.some, grid, TEACHER)
+    tuned = _finetuning(grid, "main", 4, grid.some, seed, 1)
     needs = ("pretrain_main", choice.name)
     return [choice, dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs)]
 
