@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from paper_estimate import put_between_marks
 from paper_runs import Run, percent, table
+from paper_tables import score_of
 from paper_work import Place, shown
 
 import export
 import zoo
-from app.engine import BUNDLED
+from app.engine import BUNDLED, NONE_LIKELY
 from training import data, evaluate
 from zoo import registry
 from zoo.files import written_whole
@@ -59,11 +60,28 @@ def _quick(place: Place) -> bool:
     return find_spec(place.grid.main).facts is None
 
 
-def onnx_score(path: Path, images: data.ImageSet) -> evaluate.Score:
-    """The file as it is shipped, on onnxruntime, images read and preprocessed as its users do."""
+def answers_of(path: Path, images: data.ImageSet) -> np.ndarray:
+    """Probabilities (N, classes) by the file as it is shipped: on onnxruntime, images read as its users do."""
     model = export.OnnxModel(path)
-    answers = np.concatenate([model.classify(images.paths[i : i + 64]) for i in range(0, len(images), 64)])
-    return evaluate.score(torch.from_numpy(answers), np.asarray(images.labels))
+    return np.concatenate([model.classify(images.paths[i : i + 64]) for i in range(0, len(images), 64)])
+
+
+def how_sure(answers: np.ndarray, labels: np.ndarray) -> str:
+    """The card's words on what the largest probability is worth: on all images, and where the app names none as likely.
+
+    ``answers`` are probabilities (N, classes), ``labels`` (N,).
+    """
+    says, right = answers.max(1), answers.argmax(1) == labels
+    unsure = says < NONE_LIKELY
+    lines = [
+        f"- **How sure it is.** On the {len(labels):,} validation images",
+        f"  it says {says.mean():.0%} on average and is right in {right.mean():.0%};",
+        f"  it never says less than {NONE_LIKELY:.0%}.",
+    ]
+    if unsure.any():
+        words = f"({unsure.mean():.0%} of the images) it is right in {right[unsure].mean():.0%}."
+        lines[-1] = f"  where it says less than {NONE_LIKELY:.0%} {words}"
+    return "\n".join(lines).replace("%", " %")
 
 
 def told(recipe: dict[str, Any]) -> str:
@@ -103,34 +121,42 @@ def ship(place: Place, out: Path | None = None) -> None:
     onnx = (out or Path(export.__file__).parent / "bundled") / BUNDLED
     tensors = (out or BUNDLED_FOLDER) / f"{Path(BUNDLED).stem}.safetensors"
     onnx.parent.mkdir(parents=True, exist_ok=True)
-    measured = _written(student, tensors, onnx, place.test)
+    answers = _written(student, tensors, onnx, place.test)
     if max(onnx.stat().st_size, tensors.stat().st_size) > MOST_BYTES:
         raise ValueError(f"{onnx} or {tensors} is larger than {MOST_BYTES:,} bytes.")
     shipped = zoo.load_file(tensors)
     shipped.classes = tuple(WORDS)  # as the folders are called
     rows = {
-        "**student, ONNX as shipped**": shown(measured),
-        "student, safetensors as shipped": shown(evaluate.accuracy(shipped, place.test)),
-        f"teacher (fine-tuned on the same {result['labels']} labels)": teacher["scores"]["test"],
-        f"supervised only, on the same {result['labels']} labels": supervised["scores"]["test"],
+        "**student, ONNX as shipped**": _score(answers, place.test),
+        "student, safetensors as shipped": evaluate.accuracy(shipped, place.test),
+        f"teacher (fine-tuned on the same {result['labels']} labels)": score_of(teacher["scores"]["test"]),
+        f"supervised only, on the same {result['labels']} labels": score_of(supervised["scores"]["test"]),
     }
     lines = ["| | top-1 | 95 % interval | top-5 |", "|---|---|---|---|", *(_row(*pair) for pair in rows.items())]
     print(f"{run.name}:", *lines, f"{onnx.stat().st_size:,} and {tensors.stat().st_size:,} bytes", sep="\n")
     if out is None:
         register(sha256_of(tensors))
         put_between_marks(CARD, "shipped", "\n".join(lines))
+        put_between_marks(CARD, "sure", how_sure(answers, np.asarray(place.test.labels)))
 
 
-def _written(student: zoo.SimCLR, tensors: Path, onnx: Path, test: data.ImageSet) -> evaluate.Score:
-    """Both files, float16; the accuracy is in them, so they are written, measured and written again."""
+def _score(answers: np.ndarray, images: data.ImageSet) -> evaluate.Score:
+    return evaluate.score(torch.from_numpy(answers), np.asarray(images.labels))
+
+
+def _written(student: zoo.SimCLR, tensors: Path, onnx: Path, test: data.ImageSet) -> np.ndarray:
+    """Both files, float16; the accuracy is in them, so they are written, measured and written again.
+
+    Returns the ONNX file's answers (N, classes).
+    """
     zoo.save_file(student, tensors, dtype=torch.float16)
     export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16")
-    measured = onnx_score(onnx, test)
-    student.facts["accuracy"] = _fact(shown(measured))
+    answers = answers_of(onnx, test)
+    student.facts["accuracy"] = _fact(shown(_score(answers, test)))
     zoo.save_file(student, tensors, dtype=torch.float16)
     export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16", images=list(test.paths), labels=test.labels)
-    assert onnx_score(onnx, test) == measured
-    return measured
+    assert _score(answers_of(onnx, test), test) == _score(answers, test)
+    return answers
 
 
 def _fact(score: dict[str, Any]) -> dict[str, Any]:
@@ -141,9 +167,9 @@ def _fact(score: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(name: str, score: dict[str, Any]) -> str:
-    low, high = score["interval"]
-    return f"| {name} | {score['top1']:.1%} | {low:.1%} to {high:.1%} | {score['top5']:.1%} |".replace("%", " %")
+def _row(name: str, score: evaluate.Score) -> str:
+    low, high = score.interval
+    return f"| {name} | {score.top1:.1%} | {low:.1%} to {high:.1%} | {score.top5:.1%} |".replace("%", " %")
 
 
 def register(digest: str, path: Path = Path(registry.__file__)) -> None:

@@ -59,7 +59,8 @@ def _exact(share: float, images: int) -> float:
     return round(share * images) / images
 
 
-def _score(told: Found) -> Score:
+def score_of(told: Found) -> Score:
+    """Of a result file's entry."""
     return Score(_exact(told["top1"], told["images"]), told["top5"], told["images"])
 
 
@@ -91,13 +92,13 @@ def shares(results: Results) -> list[float]:
 
 def on_test(results: Results, start: str) -> list[Score]:
     """Test scores of the runs ``{start}_s0``, ``_s1``, ..."""
-    return [_score(found["scores"]["test"]) for name, found in results.items() if name.rpartition("_s")[0] == start]
+    return [score_of(found["scores"]["test"]) for name, found in results.items() if name.rpartition("_s")[0] == start]
 
 
 def draws(results: Results, name: str, kind: str, share: float) -> list[Score]:
     """Scores of linear evaluation or kNN of a line, of every draw of a share of the labels."""
     found = results.get(name, {"draws": []})["draws"]
-    return [_score(draw[kind]) for draw in found if draw["share"] == share]
+    return [score_of(draw[kind]) for draw in found if draw["share"] == share]
 
 
 Method = Callable[[Results, float], list[Score]]
@@ -302,7 +303,7 @@ def sizes_plot(results: Results) -> Any:
         for place, (name, start) in enumerate(starts.items()):
             runs = [r for key, r in results.items() if key.rpartition("_s")[0] == start.format(percent(share))]
             if runs:
-                y, *_ = _interval([_score(run["scores"]["test"]) for run in runs])
+                y, *_ = _interval([score_of(run["scores"]["test"]) for run in runs])
                 label = f"{name}, {100 * share:g} % of the labels"
                 first.plot(runs[0]["parameters"] / 1e6, y, marker, color=f"C{place}", label=label)
                 if runs[0]["model"] in milliseconds:

@@ -430,6 +430,14 @@ def test_the_student_is_chosen_without_the_validation_images(place: Any) -> None
     assert shipping.best(place).name == "distill_self_40pct_s1"
 
 
+def test_the_card_tells_how_sure_the_student_is() -> None:
+    answers = np.array([[0.9, 0.05, 0.05], [0.1, 0.7, 0.2], [0.4, 0.35, 0.25], [0.3, 0.3, 0.4]])
+    words = " ".join(shipping.how_sure(answers, np.array([0, 0, 0, 1])).split())
+    assert "On the 4 validation images it says 60 % on average and is right in 50 %;" in words
+    assert words.endswith("where it says less than 50 % (50 % of the images) it is right in 50 %.")
+    assert shipping.how_sure(answers[:2], np.array([0, 1])).endswith("it never says less than 50 %.")
+
+
 def test_the_registry_gets_the_new_digest(tmp_path: Path) -> None:
     from zoo import registry
 
