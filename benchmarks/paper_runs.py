@@ -32,6 +32,7 @@ Change = Mapping[str, float]
 
 SUPERVISED: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"color_strength": 0.5, "epochs": 2})
 FINETUNE: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"learning_rate": 0.3})
+LARGER = 1.5  # times the pixels of a side: 96 for 64
 FINETUNE_FEWEST: tuple[Change, ...] = (*FINETUNE, {"learning_rate": 0.1})  # 1 %: the lowest of three won by far
 TEACHER: tuple[Change, ...] = ({"learning_rate": 0.3}, {"learning_rate": 0.3, "epochs": 2})  # Imagenette's, and longer
 
@@ -260,13 +261,14 @@ def _finetuned(grid: Grid) -> list[Run]:
 
 
 class Distilled(NamedTuple):
-    """``epochs``: times the grid's; ``changes``: what differs from imagenette_distill; ``once``: of the largest share
-    and the first draw alone; ``teacher``: the fine-tuning that it learns from."""
+    """``epochs`` and ``size``: times the grid's; ``changes``: what differs from imagenette_distill; ``once``: of the
+    largest share and the first draw alone; ``teacher``: the fine-tuning that it learns from."""
 
     epochs: float
     changes: Mapping[str, Any]
     once: bool = False
     teacher: str = "finetune"
+    size: float = 1
 
 
 DISTILLED: dict[str, Distilled] = {
@@ -275,30 +277,41 @@ DISTILLED: dict[str, Distilled] = {
     "small": Distilled(2, {"temperature": 1.0, "start_from_teacher": False}),
     "long": Distilled(4, {"temperature": 0.1}, once=True),
     "teacher": Distilled(1, {"temperature": 0.1}, once=True, teacher="finetune_teacher"),
+    "large": Distilled(1, {"temperature": 0.1}, once=True, teacher="finetune_large", size=LARGER),
 }
 
 
-def _teacher(grid: Grid) -> list[Run]:
-    """A teacher that was offered twice the epochs, once: the student of the largest share had missed its aim."""
+def _teachers(grid: Grid) -> list[Run]:
+    """A teacher that was offered twice the epochs, and one that sees larger images, once each: the student of the
+    largest share had missed its aim."""
     few, seed = percent(grid.some), grid.seeds[0]
     choice = _choosing(f"choose_teacher_{few}", 4, "finetune", grid.some, grid, TEACHER)
     tuned = _finetuning(grid, "main", 4, grid.some, seed, 1)
+    large = _finetuning(dataclasses.replace(grid, size=_size(grid, LARGER)), "main", 4, grid.some, seed, 1)
     needs = ("pretrain_main", choice.name)
-    return [choice, dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs)]
+    return [
+        choice,
+        dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs),
+        dataclasses.replace(large, name=f"finetune_large_{few}_layer1_s{seed}"),
+    ]
+
+
+def _size(grid: Grid, times: float) -> int:
+    return round(grid.size * times)
 
 
 def _distilled(grid: Grid) -> list[Run]:
     """From the teachers that were fine-tuned from layer 1: into the same network, with labels too, and into a smaller
-    one; once for longer, and once from a teacher that was fine-tuned for longer."""
+    one; once for longer, once from a teacher that was fine-tuned for longer, and once with larger images."""
     base = RECIPES["imagenette_distill"]
     assert isinstance(base, DistillRecipe)
-    found = _teacher(grid)
+    found = _teachers(grid)
     for name, kind in DISTILLED.items():
         for share, seed in [(grid.some, grid.seeds[0])] if kind.once else _few_labels(grid):
             recipe = dataclasses.replace(
                 _scaled(base, grid.distill_epochs * kind.epochs),
                 model=grid.small if name == "small" else grid.main,
-                image_size=grid.size,
+                image_size=_size(grid, kind.size),
                 workers=grid.workers,
                 seed=seed,
                 **kind.changes,

@@ -14,6 +14,7 @@ import export
 import zoo
 from app.engine import BUNDLED, NONE_LIKELY
 from training import data, evaluate
+from training.recipes import DistillRecipe
 from zoo import registry
 from zoo.files import written_whole
 from zoo.model_file import sha256_of
@@ -40,7 +41,8 @@ WORDS = {
 
 def best(place: Place) -> Run:
     """The student of the zoo's r18_1x from 10 % of the labels that is right most often on training images whose labels
-    no stage of its run has seen; the validation images have no say.
+    no stage of its run has seen; the validation images have no say. One of larger images is none: the baseline beside
+    it in the card is of the grid's size.
 
     Raises ValueError if none is finished.
     """
@@ -48,7 +50,10 @@ def best(place: Place) -> Run:
     fit = [
         run
         for run in table(place.grid)
-        if run.kind == "distill" and run.share == place.grid.some and find_spec(run.recipe.model) == model  # type: ignore[union-attr]
+        if isinstance(run.recipe, DistillRecipe)
+        and run.share == place.grid.some
+        and find_spec(run.recipe.model) == model
+        and run.recipe.image_size == place.grid.size
     ]
     there = [run for run in fit if (place.results / f"{run.name}.json").exists()]
     if not there:

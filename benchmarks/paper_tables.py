@@ -160,6 +160,8 @@ def distilled_table(results: Results) -> Lines:
         "the same, four times the epochs, one draw": "distill_long_{}",
         "a teacher that was offered twice the epochs, one draw": "finetune_teacher_{}_layer1",
         "its student of its shape, one draw": "distill_teacher_{}",
+        "a teacher of images one and a half times as wide, one draw": "finetune_large_{}_layer1",
+        "its student, of such images too, one draw": "distill_large_{}",
         "student of its shape, labels half of the loss (alpha 0.5)": "distill_labels_{}",
         "narrower student, no labels": "distill_small_{}",
     }

@@ -74,11 +74,17 @@ def test_the_main_line_is_long_and_the_rest_short() -> None:
     assert {recipes[name].temperature for name in ("distill_self_1pct_s0", "distill_labels_1pct_s0")} == {0.1}
     assert recipes["distill_labels_1pct_s0"].alpha < recipes["distill_self_1pct_s0"].alpha == 1
     distilled = Counter((run.name.split("_")[1], run.recipe.epochs) for run in RUNS if run.kind == "distill")
-    assert distilled == {("self", 15): 6, ("labels", 15): 6, ("small", 30): 6, ("long", 60): 1, ("teacher", 15): 1}
+    once = {("long", 60): 1, ("teacher", 15): 1, ("large", 15): 1}
+    assert distilled == {("self", 15): 6, ("labels", 15): 6, ("small", 30): 6} | once
     needs = {run.name: run.needs for run in RUNS}
     assert needs["distill_long_10pct_s0"] == ("finetune_10pct_layer1_s0",)
     assert needs["distill_teacher_10pct_s0"] == ("finetune_teacher_10pct_layer1_s0",)
     assert needs["finetune_teacher_10pct_layer1_s0"] == ("pretrain_main", "choose_teacher_10pct")
+    assert needs["distill_large_10pct_s0"] == ("finetune_large_10pct_layer1_s0",)
+    assert needs["finetune_large_10pct_layer1_s0"] == ("pretrain_main", "choose_finetune_10pct")
+    sizes = {name: recipe.image_size for name, recipe in recipes.items() if recipe is not None}
+    assert {name for name, size in sizes.items() if size != 64} == {name for name in sizes if "_large_" in name}
+    assert sizes["distill_large_10pct_s0"] == sizes["finetune_large_10pct_layer1_s0"] == 96
     assert not any("wide" in run.name for run in RUNS)
     assert any("wide" in run.name for run in paper_runs.table(paper_runs.Grid(wide=Spec(18, 2))))
 
@@ -424,9 +430,13 @@ def test_the_student_is_chosen_without_the_validation_images(place: Any) -> None
     with pytest.raises(ValueError, match="No student is finished yet"):
         shipping.best(place)
     place.results.mkdir()
-    for seed, (test, unlabeled) in enumerate([(0.9, 0.6), (0.5, 0.7)]):
+    for name, test, unlabeled in (
+        ("self_40pct_s0", 0.9, 0.6),
+        ("self_40pct_s1", 0.5, 0.7),
+        ("large_40pct_s0", 0.9, 0.9),
+    ):
         scores = {"test": {"top1": test}, "unlabeled": {"top1": unlabeled}}
-        (place.results / f"distill_self_40pct_s{seed}.json").write_text(json.dumps({"scores": scores}))
+        (place.results / f"distill_{name}.json").write_text(json.dumps({"scores": scores}))
     assert shipping.best(place).name == "distill_self_40pct_s1"
 
 
