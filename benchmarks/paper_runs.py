@@ -32,9 +32,9 @@ Change = Mapping[str, float]
 
 SUPERVISED: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"color_strength": 0.5, "epochs": 2})
 FINETUNE: tuple[Change, ...] = ({}, {"color_strength": 0.5}, {"learning_rate": 0.3})
-LARGER = 1.5  # times the pixels of a side: 96 for 64
 FINETUNE_FEWEST: tuple[Change, ...] = (*FINETUNE, {"learning_rate": 0.1})  # 1 %: the lowest of three won by far
 TEACHER: tuple[Change, ...] = ({"learning_rate": 0.3}, {"learning_rate": 0.3, "epochs": 2})  # Imagenette's, and longer
+LARGER = 1.5  # times the pixels of a side: 96 for 64
 
 
 @dataclass(frozen=True)
@@ -282,22 +282,26 @@ DISTILLED: dict[str, Distilled] = {
 
 
 def _teachers(grid: Grid) -> list[Run]:
-    """A teacher that was offered twice the epochs, and one that sees larger images, once each: the student of the
-    largest share had missed its aim."""
+    """A teacher that was offered twice the epochs, and one that sees larger images, with its baseline, once each: the
+    student of the largest share had missed its aim."""
     few, seed = percent(grid.some), grid.seeds[0]
     choice = _choosing(f"choose_teacher_{few}", 4, "finetune", grid.some, grid, TEACHER)
     tuned = _finetuning(grid, "main", 4, grid.some, seed, 1)
-    large = _finetuning(dataclasses.replace(grid, size=_size(grid, LARGER)), "main", 4, grid.some, seed, 1)
     needs = ("pretrain_main", choice.name)
     return [
         choice,
         dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs),
-        dataclasses.replace(large, name=f"finetune_large_{few}_layer1_s{seed}"),
+        _larger(tuned),
+        _larger(next(run for run in _supervised(grid) if run.name == f"supervised_{few}_s{seed}")),
     ]
 
 
-def _size(grid: Grid, times: float) -> int:
-    return round(grid.size * times)
+def _larger(run: Run) -> Run:
+    """The same with larger images."""
+    assert isinstance(run.recipe, FinetuneRecipe)
+    kind, _, rest = run.name.partition("_")
+    recipe = dataclasses.replace(run.recipe, image_size=round(run.recipe.image_size * LARGER))
+    return dataclasses.replace(run, name=f"{kind}_large_{rest}", part=4, recipe=recipe)
 
 
 def _distilled(grid: Grid) -> list[Run]:
@@ -311,7 +315,7 @@ def _distilled(grid: Grid) -> list[Run]:
             recipe = dataclasses.replace(
                 _scaled(base, grid.distill_epochs * kind.epochs),
                 model=grid.small if name == "small" else grid.main,
-                image_size=_size(grid, kind.size),
+                image_size=round(grid.size * kind.size),
                 workers=grid.workers,
                 seed=seed,
                 **kind.changes,

@@ -61,7 +61,8 @@ def _exact(share: float, images: int) -> float:
 
 def score_of(told: Found) -> Score:
     """Of a result file's entry."""
-    return Score(_exact(told["top1"], told["images"]), told["top5"], told["images"])
+    images = told["images"]
+    return Score(_exact(told["top1"], images), _exact(told["top5"], images), images)
 
 
 def _interval(scores: Sequence[Score]) -> tuple[float, float, float]:
@@ -160,8 +161,9 @@ def distilled_table(results: Results) -> Lines:
         "the same, four times the epochs, one draw": "distill_long_{}",
         "a teacher that was offered twice the epochs, one draw": "finetune_teacher_{}_layer1",
         "its student of its shape, one draw": "distill_teacher_{}",
-        "a teacher of images one and a half times as wide, one draw": "finetune_large_{}_layer1",
-        "its student, of such images too, one draw": "distill_large_{}",
+        "a teacher at 1.5 times the resolution, one draw": "finetune_large_{}_layer1",
+        "its student, at that resolution too, one draw": "distill_large_{}",
+        "the labels alone at that resolution, one draw": "supervised_large_{}",
         "student of its shape, labels half of the loss (alpha 0.5)": "distill_labels_{}",
         "narrower student, no labels": "distill_small_{}",
     }
