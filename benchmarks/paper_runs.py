@@ -12,6 +12,7 @@ from training.estimate import multiply_adds
 from training.recipes import RECIPES, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
 from zoo.registry import Spec, SpecLike
 from zoo.registry import spec as find_spec
+from zoo.resnet import SMALL_IMAGE
 
 PARTS = {
     1: "supervised only",
@@ -288,12 +289,11 @@ def _teachers(grid: Grid) -> list[Run]:
     choice = _choosing(f"choose_teacher_{few}", 4, "finetune", grid.some, grid, TEACHER)
     tuned = _finetuning(grid, "main", 4, grid.some, seed, 1)
     needs = ("pretrain_main", choice.name)
-    return [
-        choice,
-        dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs),
-        _larger(tuned),
-        _larger(next(run for run in _supervised(grid) if run.name == f"supervised_{few}_s{seed}")),
-    ]
+    found = [choice, dataclasses.replace(tuned, name=f"finetune_teacher_{few}_layer1_s{seed}", needs=needs)]
+    if grid.size > SMALL_IMAGE:
+        alone = next(run for run in _supervised(grid) if run.name == f"supervised_{few}_s{seed}")
+        found += [_larger(tuned), _larger(alone)]
+    return found
 
 
 def _larger(run: Run) -> Run:
@@ -311,6 +311,8 @@ def _distilled(grid: Grid) -> list[Run]:
     assert isinstance(base, DistillRecipe)
     found = _teachers(grid)
     for name, kind in DISTILLED.items():
+        if kind.size > 1 and grid.size <= SMALL_IMAGE:
+            continue  # the first convolution of small images does not fit larger ones
         for share, seed in [(grid.some, grid.seeds[0])] if kind.once else _few_labels(grid):
             recipe = dataclasses.replace(
                 _scaled(base, grid.distill_epochs * kind.epochs),

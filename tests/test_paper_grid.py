@@ -86,6 +86,7 @@ def test_the_main_line_is_long_and_the_rest_short() -> None:
     large = {"finetune_large_10pct_layer1_s0", "distill_large_10pct_s0", "supervised_large_10pct_s0"}
     assert {name: size for name, size in sizes.items() if size != 64} == dict.fromkeys(large, 96)
     assert needs["supervised_large_10pct_s0"] == ("choose_supervised_10pct",)
+    assert not any("_large_" in run.name for run in paper_runs.table(paper_runs.Grid(size=32)))  # another stem
     assert not any("wide" in run.name for run in RUNS)
     assert any("wide" in run.name for run in paper_runs.table(paper_runs.Grid(wide=Spec(18, 2))))
 
