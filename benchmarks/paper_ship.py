@@ -8,7 +8,7 @@ import torch
 from paper_estimate import put_between_marks
 from paper_runs import Run, table
 from paper_tables import score_of
-from paper_work import Found, Place, shown
+from paper_work import Found, Place
 
 import export
 import zoo
@@ -133,8 +133,8 @@ def ship(place: Place, out: Path | None = None) -> None:
             for stage, found in (("pretrain", pretrained), ("finetune", teacher), ("distill", result))
         },
         "synsets": list(WORDS),
-        "teacher": _fact(teacher["scores"]["test"]),
-        "supervised_only": _fact(supervised["scores"]["test"]),
+        "teacher": _fact(score_of(teacher["scores"]["test"])),
+        "supervised_only": _fact(score_of(supervised["scores"]["test"])),
     }
     onnx = (out or Path(export.__file__).parent / "bundled") / BUNDLED
     tensors = (out or BUNDLED_FOLDER) / f"{Path(BUNDLED).stem}.safetensors"
@@ -170,19 +170,18 @@ def _written(student: zoo.SimCLR, tensors: Path, onnx: Path, test: data.ImageSet
     zoo.save_file(student, tensors, dtype=torch.float16)
     export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16")
     answers = answers_of(onnx, test)
-    student.facts["accuracy"] = _fact(shown(_score(answers, test)))
+    student.facts["accuracy"] = _fact(_score(answers, test))
     zoo.save_file(student, tensors, dtype=torch.float16)
     export.to_onnx(zoo.load_file(tensors), onnx, weights="fp16", images=list(test.paths), labels=test.labels)
     assert np.array_equal(answers_of(onnx, test), answers)
     return answers
 
 
-def _fact(score: dict[str, Any]) -> dict[str, Any]:
+def _fact(score: evaluate.Score) -> dict[str, Any]:
     """For the file's header, which people read: the interval in words."""
-    low, high = score["interval"]
-    return {"top1": score["top1"], "interval_95": f"{low:.1%} to {high:.1%}"} | {
-        k: score[k] for k in ("top5", "images")
-    }
+    low, high = score.interval
+    interval = f"{low:.1%} to {high:.1%}"
+    return {"top1": round(score.top1, 4), "interval_95": interval, "top5": round(score.top5, 4), "images": score.images}
 
 
 def _row(name: str, score: evaluate.Score) -> str:

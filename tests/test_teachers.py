@@ -432,7 +432,7 @@ def test_open_teacher(scored: Path, tiny_model: zoo.SimCLR, tmp_path: Path) -> N
     for path in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
         assert open_teacher(str(path)).classes == tiny_model.classes
     named, exported = open_teacher("r18_1x:imagenette_distilled"), open_teacher(BUNDLED)
-    views = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    views = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     # The file's float16 weights were rounded after batch norm was folded into them.
     torch.testing.assert_close(named({"view0": views}), exported({"view0": views}), rtol=0, atol=0.02)
     (tmp_path / "void").mkdir()

@@ -67,7 +67,7 @@ def embed(
 @click.option("--images", type=PATH, required=True, help="A folder of images, nested as you like.")
 @click.option("--budget", type=int, required=True, help="How many images to pick.")
 @click.option(
-    "--model", help="A zoo name, .safetensors or .onnx file; the bundled student (r18_1x, 64 pixels) unless given."
+    "--model", help="A zoo name, .safetensors or .onnx file; the bundled student (r18_1x, 96 pixels) unless given."
 )
 @click.option("--embeddings", type=PATH, help="Instead of a model: a folder that `simclr embed` wrote of these images.")
 @click.option(

@@ -19,7 +19,7 @@ from export.embeddings import near_duplicates
 
 PAGE = 48
 MOST_GROUPS = 50  # shown at a time, and only what is shown is chosen
-ALIKE = 0.99  # cosine: of an early bundled student, re-encoded pictures and most made smaller, few others (docs/log.md)
+ALIKE = 0.99  # cosine: of the bundled student, re-encoded copies and those of half the size (docs/search.md)
 
 
 class Stopped(Exception):  # noqa: N818
