@@ -19,7 +19,6 @@ from typing import Any
 from paper_estimate import put_between_marks
 from paper_runs import PARTS, percent
 
-from training.estimate import in_words
 from training.evaluate import Score
 from zoo.files import written_whole
 
@@ -202,7 +201,7 @@ def _lines_table(results: Results, lines: Mapping[str, tuple[str, str]]) -> Line
             continue
         told = results[pretraining]
         measured = [cell(draws(results, linear, kind, share)) for kind in ("knn", "linear") for share in found[1:]]
-        rows.append([name, _network(told), *measured, in_words(told["seconds"])])
+        rows.append([name, _network(told), *measured, f"{told['seconds'] / 60:.0f} minutes"])
     heads = [f"{kind}, {head}" for kind in ("kNN", "linear") for head in _heads(results)[1:]]
     return rows_of(["", "network", *heads, "training"], rows)
 

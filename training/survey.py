@@ -74,7 +74,7 @@ class Survey:
 
     ``smaller`` counts the images whose shorter side is below ``smallest`` (None: not asked). ``duplicates`` are groups
     of files with the same bytes, ``contradictions`` those of them with more than one label. ``classes`` counts the
-    labels of each class ({}: no labels), ``unlabelled`` the images without one.
+    labels of each class ({}: no labels), ``unlabelled`` the files without one, readable or not.
     """
 
     count: int
@@ -119,7 +119,7 @@ class Survey:
             counts = self.classes.values()
             spread = f"{min(counts):,} to {max(counts):,} each"
             lines.append(f"{_many(sum(counts), 'label')} of {_many(len(counts), 'class', 'classes')}, {spread}")
-            lines.append(f"{_many(self.unlabelled, 'image')} without a label")
+            lines.append(f"{_many(self.unlabelled, 'file')} without a label")
         named = [
             ("cannot be read", [f"{path}: {reason}" for path, reason in self.unreadable.items()]),
             ("same bytes in more than one file", [" = ".join(_head(group, 3)) for group in self.duplicates]),
