@@ -59,7 +59,10 @@ def test_json_lines(
         assert answer["none_likely"] == (row.max() < 0.5)
 
 
-def test_a_table(student: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table(
+    student: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # of a terminal: the table would be made to fit
     code, out, _ = run(student, photos / "0.png", photos / "1.png", capsys=capsys)
     row = export.OnnxModel(student).classify(photos / "0.png")[0]
     cells = [str(photos / "0.png")]
