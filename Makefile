@@ -19,8 +19,9 @@ DEMO_ARGS ?=
 demo: $(VENV)/.serve
 	$(BIN)/simclr app $(DEMO_ARGS)
 
+# a test file to each core, at most four: some tests need two gigabytes
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
