@@ -1,6 +1,5 @@
 """Files in, lines out: pictures read by threads and answered in batches, as a table or as JSON. Knows no options."""
 
-import json
 import os
 import shutil
 import sys
@@ -14,6 +13,8 @@ import numpy as np
 
 from app.engine import Classification, Engine, classification
 from export.runtime import CHUNK
+from zoo.console import plain
+from zoo.files import json_text
 from zoo.folders import image_files
 
 LONGEST_LABEL = 32  # columns of a table
@@ -79,8 +80,7 @@ def _answer(
 
 def json_line(file: Path, found: Classification) -> str:
     predictions = [{"label": label, "probability": round(probability, 6)} for label, probability in found.ranked]
-    path = str(file).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return json.dumps({"path": path, "predictions": predictions, "none_likely": found.none_likely}, ensure_ascii=False)
+    return json_text({"path": str(file), "predictions": predictions, "none_likely": found.none_likely})
 
 
 class Table:
@@ -113,11 +113,6 @@ def terminal_width() -> int | None:
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
         return shutil.get_terminal_size().columns
     return None
-
-
-def plain(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def columns(text: str) -> int:

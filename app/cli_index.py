@@ -1,12 +1,14 @@
 """The commands of an index of pictures: fill it, search it, find what is there twice and what is odd."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+
+from zoo.console import plain
+from zoo.files import json_text
 
 if TYPE_CHECKING:
     from app.index import Index
@@ -93,10 +95,10 @@ def _summary(uri: str, count: int, report: Any, *, keep: bool) -> str:
         parts.append(f"{report.relabelled:,} labelled anew")
     if report.gone:
         kept = ", their pictures kept" if keep else ""
-        parts.append(f"{report.gone:,} vanished{kept} (such as {_printable(report.vanished[0])})")
+        parts.append(f"{report.gone:,} vanished{kept} (such as {plain(report.vanished[0])})")
     if report.unreadable:
         file, reason = next(iter(report.unreadable.items()))
-        parts.append(f"{len(report.unreadable):,} unreadable (such as {_printable(file)}: {_printable(reason)})")
+        parts.append(f"{len(report.unreadable):,} unreadable (such as {plain(file)}: {plain(reason)})")
     return f"{_counted(count, 'picture')} in {uri}: {', '.join(parts)}"
 
 
@@ -215,7 +217,7 @@ def search(
         print(f"To look at: {sheet}", file=sys.stderr)
     for hit in hits:
         told = {"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
-        print(_json(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
+        print(json_text(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
 
 
 def _folder(folder: Path) -> str:
@@ -266,7 +268,7 @@ def duplicates(
             _write(sheet, opened, shown, title="Near-duplicates and copies")
         for number, group in enumerate(groups, start=1):
             if as_json:
-                print(_json({"group": number, "pictures": group}))
+                print(json_text({"group": number, "pictures": group}))
                 continue
             print(f"{len(group)} pictures nearly the same" if len(group) > 1 else "the same file several times")
             for picture in group:
@@ -299,7 +301,7 @@ def _opened(places: Sequence[str], model: Path | None) -> "Index":
         return _as_it_is(places[0])
     opened, report = open_pictures([Path(place) for place in places], OnnxModel(model or bundled_student()))
     for path, reason in report.unreadable.items():
-        print(f"skipped: {_printable(path)}: {_printable(reason)}", file=sys.stderr)
+        print(f"skipped: {plain(path)}: {plain(reason)}", file=sys.stderr)
     return opened
 
 
@@ -384,7 +386,7 @@ def outliers(uri: str, top: int, as_json: bool, sheet: Path | None) -> None:
             _write(sheet, opened, [("", pictures)], title=f"Least like the others, of {len(ids):,}")
         for score, item in found:
             told = {"path": item.path, "label": item.label, "score": round(score, 6), "id": item.id}
-            print(_json(told) if as_json else _line(f"{score:.3f}", item.label, item.path))
+            print(json_text(told) if as_json else _line(f"{score:.3f}", item.label, item.path))
     finally:
         opened.close()
 
@@ -396,21 +398,11 @@ def _counted(count: int, one: str, several: str = "") -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
 
 
-def _printable(text: str) -> str:
-    from app.classify import plain
-
-    return plain(text)
-
-
 def _line(number: str, label: str, path: str) -> str:
     """Columns: a number, the label and, last as it is the longest, the path."""
-    from app.classify import LONGEST_LABEL, padded, plain, shortened
+    from app.classify import LONGEST_LABEL, padded, shortened
 
     return f"{number}  {padded(shortened(plain(label) or '-', LONGEST_LABEL), 16)}  {plain(path)}"
-
-
-def _json(told: dict[str, Any]) -> str:
-    return json.dumps(told, ensure_ascii=False)
 
 
 def _write(

@@ -50,8 +50,7 @@ def run(
     from export import to_onnx
     from training import data, pipeline, subsets
 
-    if out.resolve() == images.resolve() or images.resolve() in out.resolve().parents:
-        raise ValueError(f"{out} lies in the folder of images, and would become one of them; choose another --out.")
+    data.refuse_inside(out, images)
     everything = data.from_folder(images)
     if labels is None and not any(path.parent != images for path in everything.paths):
         raise ValueError(f"{images} has no class folders: give --labels, a CSV with the columns path,label.")

@@ -1,12 +1,15 @@
 """The command line of training: overrides, the three commands, and mistakes in one line."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import zoo
-from training import cli, runs
+from training import cli, data, evaluate, runs
 from training.loop import InterruptedRunError
 from zoo.console import run_command
 
@@ -65,6 +68,50 @@ def test_mistakes_are_one_line(
     assert said in shown
     assert len(shown.splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quick_pretrain"],
+        ["quick_finetune", "--from", "r18_1x:imagenette_distilled"],
+        ["quick_distill", "--teacher", "r18_1x:imagenette_distilled"],
+    ],
+)
+def test_results_among_the_images_are_refused(
+    arguments: list[str], image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their pictures would be images of the next run, and of the same one when it is resumed."""
+    assert run(*arguments, "--images", image_folder, "--out", image_folder / "runs" / "a") == 2
+    assert "would become one of them" in capsys.readouterr().err
+    assert not (image_folder / "runs").exists()
+
+
+def test_classes_are_compared_by_name(
+    tiny_model: zoo.SimCLR, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test set without one of the classes shifts no label, whether a classifier answers or neighbours vote."""
+    model, few = tmp_path / "model.safetensors", tmp_path / "few"
+    zoo.save_file(tiny_model, model)
+
+    def measured(*arguments: object) -> dict:
+        command = [str(argument) for argument in (model, "--json", *arguments)]
+        assert run_command(cli.evaluate, command, name="x") == 0
+        return json.loads(capsys.readouterr().out)
+
+    for name in ("square", "stripes"):
+        shutil.copytree(image_folder / name, few / name)
+    images = data.from_class_folders(image_folder)
+    votes = evaluate.knn_score(tiny_model, images, images.subset(range(12, 36)))
+    assert measured("--images", few, "--knn", image_folder)["top1"] == pytest.approx(votes.top1)
+    rows = [f"{path.relative_to(few)},{path.parent.name}" for path in sorted(few.rglob("*.png"))]
+    (tmp_path / "few.csv").write_text("path,label\n" + "\n".join(rows))
+    answers = [tiny_model(torch.from_numpy(zoo.preprocess(path, 48))[None]) for path in sorted(few.rglob("*.png"))]
+    right = [answer.logits.argmax().item() for answer in answers] == np.repeat([1, 2], 12)
+    assert measured("--images", few, "--labels", tmp_path / "few.csv")["top1"] == pytest.approx(right.mean())
+    (few / "square").rename(few / "cube")
+    assert run_command(cli.evaluate, [str(model), "--images", str(few)], name="x") == 2
+    assert "Labels that are none of the 3 classes: 'cube'. Those are 'circle', " in capsys.readouterr().err
 
 
 def test_a_stopped_run_says_where_its_checkpoint_is(

@@ -57,6 +57,31 @@ def test_a_folder_is_searched_to_the_bottom(tmp_path):
     assert not found.labelled
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    _save(photos / "own" / "a.png", 0)
+    _save(elsewhere / "b.png", 1)
+    _save(elsewhere / ".hidden" / "c.png", 2)
+    for name, target in {"far": elsewhere, "again": elsewhere, "up": tmp_path, "aaa": photos / "own"}.items():
+        (photos / name).symlink_to(target, target_is_directory=True)
+    (elsewhere / "back").symlink_to(photos, target_is_directory=True)
+    (photos / "gone").symlink_to(tmp_path / "gone", target_is_directory=True)
+    assert data.from_folder(photos).paths == (photos / "again" / "b.png", photos / "own" / "a.png")
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "cat").symlink_to(elsewhere, target_is_directory=True)
+    assert data.from_folder(tmp_path / "classes").paths == data.from_class_folders(tmp_path / "classes").paths
+
+
+def test_labels_in_the_order_of_other_classes():
+    images = ImageSet(tuple(Path(name) for name in "pqrs"), np.array([2, 0, -1, 2]), ("10", "2", "9"))
+    found = data.in_classes(images, ["2", "9", "10"])
+    assert found.labels.tolist() == [1, 2, -1, 1]
+    assert (found.paths, found.classes) == (images.paths, ("2", "9", "10"))
+    assert data.in_classes(images, ("9", "10")).labels.tolist() == [0, 1, -1, 0]  # no image is of class 2
+    with pytest.raises(ValueError, match=r"Labels that are none of the 2 classes: '9'\. Those are '2', '10'"):
+        data.in_classes(images, ("2", "10"))
+
+
 def test_class_folders_are_the_classes(images):
     assert images.classes == ("class_0", "class_1", "class_2")
     assert images.labels.dtype == np.int64
@@ -71,7 +96,7 @@ def test_class_folders_are_the_classes(images):
 def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no such folder"):
         data.from_folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"no images in it \(looked for jpg, jpeg, png, webp, bmp, gif, tif, tiff"):
+    with pytest.raises(ValueError, match=r"no images in it \(looked for \.apng, .*\.jpg, .*\.webp"):
         data.from_folder(tmp_path)
     with pytest.raises(ValueError, match="one folder of images for each class"):
         data.from_class_folders(tmp_path)

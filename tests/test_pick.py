@@ -158,7 +158,8 @@ def test_contact_sheet_shows_the_pictures_in_order(tmp_path: Path) -> None:
     files = [tmp_path / f"{k}.png" for k in range(11)]
     for file, colour in zip(files, colours, strict=True):
         Image.new("RGB", (300, 150), colour).save(file)
-    sheet = picking.contact_sheet(files, ["a long name, longer than the picture is wide"] * 11)
+    names = ["a long name, longer than the picture is wide", "two\nlines, and no text: \udce9"]
+    sheet = picking.contact_sheet(files, [*names, *names * 4, "short"])
     assert sheet.size == (4 * 190 + 10, 3 * 216 + 10)
     for place, colour in enumerate(colours):
         assert sheet.getpixel((place % 4 * 190 + 100, place // 4 * 216 + 70)) == colour

@@ -131,11 +131,7 @@ def test_from_images_and_labels_to_a_student_and_a_report(runner: Runner) -> Non
 
 def test_what_was_stopped_goes_on(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     real = runs.distill
-
-    def stopped(*arguments: object, **named: object) -> None:
-        raise InterruptedRunError("Stopped after step 3 of 9; checkpoint: x. Go on with --resume.")
-
-    monkeypatch.setattr(runs, "distill", stopped)
+    monkeypatch.setattr(runs, "distill", _stopped)
     with pytest.raises(InterruptedRunError, match=r"checkpoint: x\. Give the same command again to go on\.$"):
         runner.go()
     monkeypatch.setattr(runs, "distill", real)
@@ -323,10 +319,18 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen_before(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(runner.images)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match="what the stages keep takes"):
-        runner.go()
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(OSError, match="what the stages keep takes"):
+            runner.go()
     assert not (runner.out / "stages").exists()
+    monkeypatch.setattr(runs, "pretrain", _stopped)
+    with pytest.raises(InterruptedRunError):  # there is room now, and the same command goes on
+        runner.go()
+
+
+def _stopped(*arguments: object, **named: object) -> None:
+    raise InterruptedRunError("Stopped after step 3 of 9; checkpoint: x. Go on with --resume.")
 
 
 def test_a_student_beyond_one_file_is_refused(runner: Runner) -> None:

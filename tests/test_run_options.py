@@ -86,7 +86,7 @@ def test_the_best_on_validation_images_is_kept(image_folder: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="1 validation images are also trained on"):
         runs.finetune(recipe, train, start(), out=tmp_path / "b", device="cpu", validation=both)
     other = data.ImageSet(held_out.paths, held_out.labels, ("a", "b", "c"))
-    with pytest.raises(ValueError, match="same 3 classes"):
+    with pytest.raises(ValueError, match="none of the 3 classes: 'a', 'b', 'c'"):
         runs.finetune(recipe, train, start(), out=tmp_path / "b", device="cpu", validation=other)
 
 
@@ -107,6 +107,26 @@ def test_pretraining_is_scored_by_nearest_neighbours(image_folder: Path, tmp_pat
     assert told[-1]["knn"] == pytest.approx(hits / 36)
     assert 1 <= told[-1]["feature_rank"] <= 32
     assert (tmp_path / "a" / runs.BEST_FILE).exists()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_what_is_looked_at_on_the_way_is_of_all_classes(
+    labelled: bool, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class folders lie one behind the other: the first images may all be of one class."""
+    images, seen = data.from_class_folders(image_folder), []
+    real = runs.evaluate.embed
+
+    def looked_at(model: zoo.SimCLR, shown: data.ImageSet, **named: object) -> object:
+        seen.append({path.parent.name for path in shown.paths})
+        return real(model, shown, **named)
+
+    monkeypatch.setattr(runs.evaluate, "embed", looked_at)
+    monkeypatch.setattr(runs, "_SCORED", 9)
+    monkeypatch.setattr(runs.evaluate, "_LOOKED_AT", 9)
+    runs.pretrain(PRETRAIN, images, out=tmp_path / "a", device="cpu", validation=images if labelled else None)
+    assert seen
+    assert all(names == {"circle", "square", "stripes"} for names in seen)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -138,6 +138,21 @@ def test_unreadable_images_are_named_and_counted(
     assert str(image_folder / "circle" / "00.png") in caplog.text
 
 
+def test_one_image_is_not_pretrained_on(image_folder: Path, tmp_path: Path) -> None:
+    one = data.from_folder(image_folder).subset([0])
+    with pytest.raises(ValueError, match="Of 1 images one can be read; pretraining tells images apart"):
+        runs.pretrain(PRETRAIN, one, out=tmp_path / "a", device="cpu")
+    assert not (tmp_path / "a" / "log.jsonl").exists()
+
+
+def test_an_epoch_is_as_many_images_as_there_are(image_folder: Path, tmp_path: Path) -> None:
+    """Also where batches do not divide them: 23 images in batches of 12 are one batch, and not an epoch."""
+    images = data.from_folder(image_folder).subset(range(23))
+    runs.pretrain(PRETRAIN, images, out=tmp_path / "a", device="cpu")
+    told = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in told] == pytest.approx([step * 12 / 23 for step in range(1, 7)])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -208,5 +223,5 @@ def test_accuracy_of_a_model_on_files(tiny_model: zoo.SimCLR, image_folder: Path
         ]
     assert found.top1 == pytest.approx(np.mean(np.array(answers) == images.labels))
     tiny_model.classes = ("a", "b", "c")
-    with pytest.raises(ValueError, match="The model's classes are a, b, c"):
+    with pytest.raises(ValueError, match="none of the 3 classes: 'circle', 'square', 'stripes'"):
         evaluate.accuracy(tiny_model, images)

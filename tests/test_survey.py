@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,25 @@ def test_lines_say_it_in_words(mixed: Path) -> None:
     assert many.lines()[-1] == "  ... and 15 more"
     assert "1 readable image: 1 PNG" in many.lines()[0]
     assert not any("label" in line for line in many.lines())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are Linux's")
+def test_names_that_are_no_text(mixed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of old zip archives: bytes that are no UTF-8, a line's end. Such files are named all the same."""
+    odd = Path(os.fsdecode(os.fsencode(mixed) + b"/caf\xe9\n.png"))
+    odd.write_bytes(b"broken")
+    images = data.from_folder(mixed)
+    found = kept_survey(images, tmp_path / "survey.json")
+    assert str(odd) in found.unreadable
+    kept = kept_survey(images, tmp_path / "survey.json")
+    assert kept == found
+    assert odd not in only_readable(images, kept).paths
+    with pytest.raises(SystemExit, match="1"):
+        simclr(["check", "--images", str(mixed)])
+    assert "caf\ufffd\ufffd.png: " in capfd.readouterr().out
+    with pytest.raises(SystemExit, match="1"):
+        simclr(["check", "--images", str(mixed), "--json"])
+    assert str(odd) in json.loads(capfd.readouterr().out)["unreadable"]
 
 
 def test_labels_of_some(mixed: Path) -> None:

@@ -65,6 +65,12 @@ def test_unreadable_files_are_passed_over(image_folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_name_that_is_no_text_is_drawn(tmp_path: Path) -> None:
+    Image.fromarray(np.full((60, 60, 3), 90, np.uint8)).save(tmp_path / "two\nlines.png")
+    draw_views(data.from_folder(tmp_path), Augmentation(48), tmp_path / "views.png", views=1, seed=0)
+    assert (tmp_path / "views.png").exists()
+
+
 def test_a_panorama_is_drawn(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 3000, 3), 90, np.uint8)).save(tmp_path / "wide.png")
     images, augmentation = data.from_folder(tmp_path), Augmentation(48, color=False, blur=False)

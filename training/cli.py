@@ -139,6 +139,7 @@ def pretrain(
     assert isinstance(chosen, PretrainRecipe)
     from training import data, runs
 
+    data.refuse_inside(out, images)
     few = _validation(validation, images, None)
     _talk()
     runs.pretrain(chosen, data.from_folder(images), out=out, device=device, resume=resume, validation=few)
@@ -166,11 +167,13 @@ def finetune(
     validation: Path | None,
     **overrides: Any,
 ) -> None:
-    """Stage 2: fine-tuning on few labels; --freeze-backbone makes it linear evaluation."""
+    """Stage 2: fine-tuning on few labels; --recipe standard_linear makes it linear evaluation."""
     chosen = _chosen(FinetuneRecipe, name, overrides)
     assert isinstance(chosen, FinetuneRecipe)
-    from training import runs
+    from training import data, runs
 
+    if labels is None:
+        data.refuse_inside(out, images)
     few = _labelled(images, labels, label_share, label_seed)
     model = load_model(source) if source and not chosen.from_scratch else None
     wanted = overrides["model"]
@@ -226,6 +229,7 @@ def distill(
         chosen = dataclasses.replace(chosen, model=found.model.spec)
     if chosen.alpha == 1 and (labels is not None or label_share is not None):
         raise ValueError("Labels are used only with --alpha below 1: give one, or leave the labels out.")
+    data.refuse_inside(out, images)
     everything = data.from_folder(images)
     if chosen.alpha < 1:
         everything = data.with_labels(everything, _labelled(images, labels, label_share, label_seed))

@@ -1,11 +1,12 @@
 """The commands that look at images before anything is trained."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from zoo.files import json_text
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -33,7 +34,7 @@ def check(
     if labels:
         found = data.with_labels(found, subsets.labelled_images(images, labels))
     report = survey(found, workers=workers, smallest=image_size)
-    click.echo(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else "\n".join(report.lines()))
+    click.echo(json_text(dataclasses.asdict(report)) if as_json else "\n".join(report.lines()))
     return 1 if report.unreadable else 0
 
 

@@ -17,10 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.augment import Augmentation
 from training.distributed import share
+from zoo.folders import endings, image_files
 from zoo.transforms import preprocess, read_image
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_LOOKED_FOR = f"looked for {', '.join(s[1:] for s in SUFFIXES)}, in upper or lower case"
 
 OnSkip = Callable[[Path, str], None]  # (file, reason)
 
@@ -72,7 +70,8 @@ class ImageSet:
 
 
 def from_folder(directory: str | Path) -> ImageSet:
-    """All images in a folder and the folders below it, unlabeled, sorted by path; hidden files are passed over.
+    """All images in a folder and the folders below it, unlabeled, sorted by path; hidden files are passed over, links
+    to folders followed.
 
     Raises ValueError if there is no such folder, or no image in it.
     """
@@ -231,16 +230,10 @@ def _existing_folder(directory: str | Path) -> Path:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
+    files = sorted(image_files(folder, links=True))
     if not files:
-        raise ValueError(f"{folder}: no images in it ({_LOOKED_FOR}).")
-    return sorted(files)
+        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(endings()))}).")
+    return files
 
 
 def _listing(items: Sequence[object], most: int = 5) -> str:
@@ -269,6 +262,33 @@ def with_labels(images: ImageSet, labelled: ImageSet) -> ImageSet:
     )
     labels = np.array([known.get(path, -1) for path in places], dtype=np.int64)
     return ImageSet(images.paths, labels, labelled.classes)
+
+
+def in_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """The same labelled images, their labels as places in ``classes``, which may be more or in another order.
+
+    Raises ValueError for a label that is not among ``classes``.
+    """
+    if images.classes == tuple(classes):
+        return images
+    assert images.labels is not None
+    number = {name: place for place, name in enumerate(classes)}
+    strange = [name for name, count in labels_per_class(images).items() if count and name not in number]
+    _refuse(strange, f"Labels that are none of the {len(number)} classes:", f"Those are {_listing(classes)}.")
+    places = np.array([*(number.get(name, -1) for name in images.classes), -1], dtype=np.int64)  # -1 stays -1
+    return ImageSet(images.paths, places[images.labels], tuple(classes))
+
+
+def spaced(count: int, limit: int) -> np.ndarray:
+    """Places of up to ``limit`` of ``count`` images, evenly spaced: folders of classes lie one behind the other."""
+    few = min(limit, count)
+    return np.arange(few) * count // max(1, few)
+
+
+def refuse_inside(out: Path, images: Path) -> None:
+    """Raise ValueError for a folder of results that lies among the images: its pictures would become some of them."""
+    if images.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"{out} lies in the folder of images, and would become one of them; choose another --out.")
 
 
 def require_images(images: ImageSet, *, after: str = "") -> ImageSet:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training import health
-from training.data import ImageSet, evaluation_batches
+from training.data import ImageSet, evaluation_batches, in_classes, spaced
 from zoo.simclr import SimCLR
 
 
@@ -72,21 +72,18 @@ def score(logits: Tensor, labels: np.ndarray | Tensor) -> Score:
 def accuracy(model: SimCLR, images: ImageSet, *, device: str | torch.device = "cpu") -> Score:
     """The classifier's accuracy on labelled images, with the evaluation transform.
 
-    Raises ValueError without labels, without a classifier, or when the classes differ from the model's.
+    Raises ValueError without labels, without a classifier, or for labels of classes that the model does not know.
     """
     if images.labels is None:
         raise ValueError("Evaluation needs labels: give class folders, or a CSV with the columns path,label.")
     if model.num_classes is None:
         raise ValueError("This model has no classifier; use --knn, or fine-tune it.")
-    if model.classes and images.classes and model.classes != images.classes:
-        raise ValueError(f"The model's classes are {_few(model.classes)}; the images' are {_few(images.classes)}.")
+    if model.classes and images.classes:
+        images = in_classes(images, model.classes)
     _, logits, indices = embed(model, images, device=device, title="evaluating")
     assert logits is not None
+    assert images.labels is not None
     return score(logits, images.labels[indices])
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") + f" ({len(names)})"
 
 
 def knn(
@@ -121,9 +118,14 @@ def knn(
 def knn_score(
     model: SimCLR, train: ImageSet, test: ImageSet, *, k: int = 200, device: str | torch.device = "cpu"
 ) -> Score:
-    """kNN accuracy of the features: labelled ``train`` images vote on ``test`` images."""
+    """kNN accuracy of the features: labelled ``train`` images vote on ``test`` images.
+
+    Raises ValueError without labels on both sides, or for test images of a class that has no vote.
+    """
     if train.labels is None or test.labels is None:
         raise ValueError("A kNN score needs labels on both sides.")
+    test = in_classes(test, train.classes)
+    assert test.labels is not None
     bank, _, kept = embed(model, train, device=device, title="kNN bank")
     queries, _, asked = embed(model, test, device=device, title="kNN queries")
     return score(knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k), test.labels[asked])
@@ -137,9 +139,9 @@ def feature_scores(
 ) -> dict[str, float]:
     """What the features are worth on the way: leave-one-out kNN accuracy, effective rank, spread (training/health.py).
 
-    ``images`` are labelled; without them there is no kNN score, and the rest is told of the first 500 of ``fallback``.
+    ``images`` are labelled; without them there is no kNN score, and the rest is told of up to 500 of ``fallback``.
     """
-    looked_at = images if images is not None else fallback.subset(range(min(_LOOKED_AT, len(fallback))))
+    looked_at = images if images is not None else fallback.subset(spaced(len(fallback), _LOOKED_AT))
     features, _, kept = embed(model, looked_at, device=device, title="looking at features")
     found = {}
     if images is not None:

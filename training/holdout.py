@@ -1,6 +1,5 @@
 """What measures is trained on in no stage: the held-out images, drawn once and kept, and their copies put aside."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 
 from training.data import ImageSet, stratified_subset
 from training.stage_cache import Contents
-from zoo.files import json_object, written_whole
+from zoo.files import json_object, write_json
 
 HELD_OUT = "held_out.json"
 
@@ -97,8 +96,5 @@ def _kept_draw(path: Path, labelled: ImageSet, share: float, contents: Contents)
     assert labelled.labels is not None
     drawn = stratified_subset(labelled.labels, fraction=share, seed=0)
     names = [contents.name(labelled.paths[i]) for i in drawn]
-    with written_whole(path) as temporary:
-        temporary.write_text(
-            json.dumps({"share": share, "paths": names}, indent=2, ensure_ascii=False), encoding="utf-8"
-        )
+    write_json(path, {"share": share, "paths": names})
     return set(names)

@@ -44,7 +44,7 @@ class Plan:
 
     out: Path
     total_steps: int
-    steps_per_epoch: int
+    steps_per_epoch: float  # images over the batch
     rate: Callable[[int], float]
     identity: str  # of the configuration; a checkpoint of another is refused
     title: str = "training"

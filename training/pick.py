@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from export.embeddings import NEAR_DUPLICATE, choose
 from training.embed import Embedder, OnSkip, embed_files, find_files, read_embeddings, skipped_files
+from zoo.console import plain
 from zoo.files import written_whole
 from zoo.transforms import read_image
 
@@ -91,7 +92,7 @@ def contact_sheet(files: Sequence[Path], names: Sequence[str]) -> Image.Image:
 
 def _fitting(draw: ImageDraw.ImageDraw, name: str, width: float, font: AnyFont) -> str:
     """A name, or as much of its end as fits."""
-    shown = name
+    shown = name = plain(name)
     while draw.textlength(shown, font=font) > width:
         name = name[1:]
         shown = f"...{name}"

@@ -5,7 +5,6 @@ student.onnx, figures.json and report.html.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from training.holdout import HELD_OUT, Split, check, few_of, split
 from training.loop import InterruptedRunError, pick_device, pick_precision
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
 from training.stage_cache import RUN_FILE, Contents, claimed, stage_folder, stage_key, unused
-from zoo.files import check_room, written_whole
+from zoo.files import check_room, write_json
 from zoo.model_file import MODEL_FILE, load_file, weights_sha256
 from zoo.registry import Spec, SpecLike
 from zoo.registry import spec as find_spec
@@ -138,6 +137,8 @@ def run(
     check(images, labelled, held_out, holdout)
     workers = workers if workers is not None else 1 if where.type == "cpu" else max(1, min(8, estimate.cores() - 1))
     with claimed(out):
+        if not (out / RUN_FILE).exists():  # first of all: by it the same command knows the folder again
+            write_json(out / RUN_FILE, {"version": zoo.__version__, "command": command, "stages": {}})
         contents = Contents(root, out)
         contents.read(images.paths)
         sets = split(images, labelled, held_out, holdout=holdout, contents=contents, out=out)
@@ -151,8 +152,6 @@ def run(
         _check_room(out, left)
         _announce_time(name, budget == "auto", stages_of, left, where, say)
         work = _Work(stages, sets, contents, out, device, where, say)
-        if not (out / RUN_FILE).exists():
-            _write_json(out / RUN_FILE, {"version": zoo.__version__, "command": command, "stages": {}})
         return _measured(work, export, name, command, root)
 
 
@@ -313,8 +312,8 @@ def _measured(work: _Work, export: Callable[[SimCLR, Path], Any], budget: str, c
     )
     logs = {name: work.log(name) for name in work.stages}
     seconds = {name: report.seconds_of(log) for name, log in logs.items()}
-    _write_json(out / FIGURES, dataclasses.asdict(figures))
-    _write_json(
+    write_json(out / FIGURES, dataclasses.asdict(figures))
+    write_json(
         out / RUN_FILE,
         {
             "version": zoo.__version__,
@@ -363,8 +362,3 @@ def _mention_unused(out: Path, used: Sequence[Path], say: Say) -> None:
     if old:
         names = " ".join(str(path) for path in old)
         say(f"kept from earlier runs, {size / 1e6:.0f} MB; to delete: rm -r {names}")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

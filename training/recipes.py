@@ -102,7 +102,8 @@ class PretrainRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
-    """Stage 2: few labels. ``freeze_backbone`` makes it linear evaluation; ``from_scratch`` the supervised baseline."""
+    """Stage 2: few labels. ``freeze_backbone``, with ``classify_from`` 0, makes it linear evaluation; ``from_scratch``
+    the supervised baseline."""
 
     color_strength: float = 0.0  # of pretraining's jitter and greyscale; 0: crop and flip only, as the paper
     batch_size: int = 1024

@@ -107,7 +107,7 @@ class Page:
 def write(page: Page, path: Path) -> None:
     """Write the report, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(html(page), encoding="utf-8")
+        temporary.write_text(html(page), encoding="utf-8", errors="replace")  # file names may be no text
 
 
 def html(page: Page) -> str:

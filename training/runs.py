@@ -29,9 +29,11 @@ from training.data import (
     ImageSet,
     TrainingBatches,
     give_back_freed_memory,
+    in_classes,
     keep_freed_memory,
     labels_per_class,
     require_labels,
+    spaced,
 )
 from training.lars import LARS
 from training.loop import Entry, Plan, memory_format, pick_device, pick_precision, train, write_config
@@ -85,7 +87,7 @@ def pretrain(
     model = create(recipe.model, num_classes=None, image_size=recipe.image_size, seed=recipe.seed)
     augmentation = Augmentation(recipe.image_size, strength=recipe.color_strength, blur=recipe.blur)
     stage = Pretrain(model, temperature=recipe.temperature, memory=recipe.memory, decay=recipe.memory_decay)
-    few = None if validation is None else _all_labelled(validation).subset(range(min(_SCORED, len(validation))))
+    few = None if validation is None else _all_labelled(validation).subset(spaced(len(validation), _SCORED))
     score = partial(evaluate.feature_scores, images=few, fallback=images)
     run = _Run(recipe, stage, images, augmentation, out=out, score=score, best=few is not None, views=2)
     if few is not None:
@@ -135,8 +137,8 @@ def finetune(
     return _Run(recipe, stage, images, augmentation, out=out, score=score, decay=decay).go(device, resume)
 
 
-def _all_labelled(images: ImageSet) -> ImageSet:
-    require_labels(images, least_per_class=1)
+def _all_labelled(images: ImageSet, *, least_per_class: int = 1, least_classes: int = 2) -> ImageSet:
+    require_labels(images, least_per_class=least_per_class, least_classes=least_classes)
     missing = 0 if images.labels is None else int((images.labels < 0).sum())
     if missing:
         raise ValueError(f"{missing} images have no label; give labelled ones only.")
@@ -144,7 +146,7 @@ def _all_labelled(images: ImageSet) -> ImageSet:
 
 
 def _in_loss(recipe: FinetuneRecipe) -> float:
-    """The classifier's decay is in the loss, except under plain momentum on the whole network, which decays it all."""
+    """The classifier's decay is in the loss; under plain momentum on the whole network its kernel has none."""
     return recipe.weight_decay if recipe.freeze_backbone or recipe.optimizer == "lars" else 0.0
 
 
@@ -205,11 +207,12 @@ Score = Callable[[SimCLR, torch.device], dict[str, float]]
 
 
 def _accuracy_on(validation: ImageSet | None, training: ImageSet, classes: tuple[str, ...]) -> Score | None:
-    """Top-1 on validation images. Raises ValueError if they are also trained on, or of other classes."""
+    """Top-1 on validation images. Raises ValueError if they are trained on with their labels, or of other classes."""
     if validation is None:
         return None
-    if validation.labels is None or (validation.classes != classes and classes):
-        raise ValueError(f"The validation images must be labelled with the same {len(classes)} classes.")
+    validation = _all_labelled(validation, least_per_class=0, least_classes=1)
+    if classes:
+        validation = in_classes(validation, classes)
     if training.labels is not None:
         known = {path.resolve() for path, label in zip(training.paths, training.labels, strict=True) if label >= 0}
         both = [path for path in validation.paths if path.resolve() in known]
@@ -310,6 +313,8 @@ class _Run:
         if not found.readable:
             path, reason = next(iter(found.unreadable.items()))
             raise ValueError(f"None of the {found.count} images can be read; the first: {path}: {reason}")
+        if found.readable < self.views:
+            raise ValueError(f"Of {found.count} images one can be read; pretraining tells images apart: add more.")
         sides = {found.shorter_side.least, found.longer_side.most}
         if self.score is not None and recipe.image_size <= SMALL_IMAGE and sides != {recipe.image_size}:
             raise ValueError(
@@ -393,6 +398,7 @@ class _Run:
         recipe, batch_size = self.recipe, batches.batch_size
         total = schedule.total_steps(len(self.images), recipe.epochs, batch_size)
         warmup = schedule.warmup_steps(len(self.images), recipe.warmup_epochs, batch_size)
+        steps_per_epoch = len(self.images) / batch_size
         peak = schedule.base_rate(recipe.learning_rate, batch_size, recipe.scaling)
 
         def score() -> dict[str, float]:
@@ -405,13 +411,13 @@ class _Run:
         return Plan(
             out=self.out,
             total_steps=total,
-            steps_per_epoch=batches.steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
             rate=lambda step: schedule.learning_rate(step, peak=peak, total=total, warmup=warmup),
             identity=_identity(config),
             title=config["stage"],
             log_every=recipe.log_every,
             save_every=recipe.save_every,
-            score_every=max(1, round(recipe.score_every * batches.steps_per_epoch)),
+            score_every=max(1, round(recipe.score_every * steps_per_epoch)),
             score=score if self.score is not None else None,
             keep_best=(lambda: save_file(self._result(), self.out / BEST_FILE)) if self.best else (lambda: None),
             watch=self._watch(total, warmup, batches),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.data import ImageSet, labels_per_class, require_images
-from zoo.files import json_object, written_whole
+from zoo.console import plain
+from zoo.files import json_object, write_json
 from zoo.transforms import read_image
 
 _CHUNK = 32  # images handed to a thread at a time
@@ -129,13 +129,12 @@ class Survey:
         ]
         for what, items in named:
             if items:
-                lines += [f"{what} ({len(items):,}):", *(f"  {item}" for item in _head(items, _SHOWN))]
+                lines += [f"{what} ({len(items):,}):", *(f"  {plain(item)}" for item in _head(items, _SHOWN))]
         return lines
 
     def save(self, path: str | Path) -> None:
         """As JSON, whole or not at all."""
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False), encoding="utf-8")
+        write_json(path, dataclasses.asdict(self))
 
 
 def _many(count: int, one: str, several: str | None = None) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training import answers
-from training.data import Crops, ImageSet, evaluation_batches
+from training.data import Crops, ImageSet, evaluation_batches, spaced
 from zoo.model_file import MODEL_FILE, SHARD_INDEX, load_file, sha256_of, weights_sha256
 from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import SimCLR
@@ -146,14 +146,8 @@ class OnnxTeacher:
         return _logits(self, images, limit, torch.device("cpu"))
 
 
-def _spaced(count: int, limit: int) -> np.ndarray:
-    """Places of up to ``limit`` of ``count`` images, evenly spaced: folders of classes lie one behind the other."""
-    few = min(limit, count)
-    return np.arange(few) * count // max(1, few)
-
-
 def _logits(teacher: Teacher, images: ImageSet, limit: int, device: torch.device) -> tuple[ImageSet, Tensor]:
-    asked = images.subset(_spaced(len(images), limit))
+    asked = images.subset(spaced(len(images), limit))
     places, found = [], []
     for batch, _, index in evaluation_batches(asked, size=teacher.image_size):
         places.append(index)
@@ -215,7 +209,7 @@ class CachedTeacher:
 
     def evaluation_logits(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
         self.check(images)
-        places = _spaced(len(images), limit)
+        places = spaced(len(images), limit)
         places = places[np.concatenate([shard["readable"] for shard in self._shards])[places] != 0]
         parts = np.array_split(places, max(1, len(places) // 1024))
         row = self.scoring.crops

@@ -14,6 +14,7 @@ from training.augment import Augmentation
 from training.data import ImageSet
 from training.dice import View
 from training.recipes import AnyRecipe, FinetuneRecipe, PretrainRecipe
+from zoo.console import plain
 from zoo.files import written_whole
 from zoo.transforms import read_image
 
@@ -171,7 +172,7 @@ def _caption(
     draw: ImageDraw.ImageDraw, text: str, left: int, top: int, most: int, colour: tuple[int, int, int]
 ) -> None:
     """A line below a cell, cut at its start if it is wider than that."""
-    font = _font(12)
+    font, text = _font(12), plain(text)
     if draw.textlength(text, font=font) > most:
         while text and draw.textlength("..." + text, font=font) > most:
             text = text[1:]

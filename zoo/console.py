@@ -16,6 +16,11 @@ _OPTIONAL = (
 )  # not needed to serve
 
 
+def plain(text: str) -> str:
+    """Without what a terminal would obey, and what no encoding has: bytes of a file's name that are no text."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 def run_command(command: click.Command, arguments: Sequence[str], *, name: str) -> int:
     """Run a command line and return the exit status. Only errors that are nobody's mistake leave a traceback."""
     try:

@@ -51,6 +51,18 @@ def _umask() -> int:
     return mask
 
 
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """A JSON object as a file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
+
+
+def json_text(content: object, *, indent: int | None = None) -> str:
+    """JSON with all letters as they are; what is no UTF-8 in a file's name is escaped, and read back as it was."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON writes a lone surrogate in the same way
+
+
 def json_object(text: str | bytes) -> dict[str, Any]:
     """The JSON object in a text that may be anything. Raises ValueError if it is none."""
     try:

@@ -15,16 +15,24 @@ def endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 
 
-def walk(folder: str | Path, *, on_error: Callable[[str, OSError], None] | None = None) -> Iterator["os.DirEntry[str]"]:
+def walk(
+    folder: str | Path, *, links: bool = False, on_error: Callable[[str, OSError], None] | None = None
+) -> Iterator["os.DirEntry[str]"]:
     """The pictures of a folder, then those of the folders in it, each in the order of their names; by their endings.
 
-    Hidden files and folders are left out, links to folders not followed. ``on_error`` is told of every folder that
-    cannot be listed; without it such folders are passed over.
+    Hidden files and folders are left out. With ``links``, links to folders are followed at the end, to each folder
+    once. ``on_error`` is told of every folder that cannot be listed; without it such folders are passed over.
     """
-    wanted, waiting = endings(), [os.fspath(folder)]
-    while waiting:
-        place = waiting.pop()
+    wanted, waiting, linked = endings(), [os.fspath(folder)], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while waiting or linked:
+        place = waiting.pop() if waiting else linked.pop(0)
         try:
+            if links:
+                facts = os.stat(place)  # noqa: PTH116 - a string
+                if (facts.st_dev, facts.st_ino) in seen:
+                    continue
+                seen.add((facts.st_dev, facts.st_ino))
             with os.scandir(place) as inside:
                 entries = sorted((entry for entry in inside if entry.name[0] != "."), key=lambda entry: entry.name)
         except OSError as error:
@@ -35,6 +43,8 @@ def walk(folder: str | Path, *, on_error: Callable[[str, OSError], None] | None 
         for entry in entries:
             if _is_folder(entry):
                 below.append(entry.path)
+            elif links and _is_link_to_folder(entry):
+                linked.append(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in wanted and _is_file(entry):  # noqa: PTH122 - a string
                 yield entry
         waiting += reversed(below)
@@ -46,15 +56,21 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     return False
 
 
+def _is_link_to_folder(entry: "os.DirEntry[str]") -> bool:
+    with suppress(OSError):
+        return entry.is_symlink() and entry.is_dir()
+    return False
+
+
 def _is_file(entry: "os.DirEntry[str]") -> bool:
     with suppress(OSError):  # a link whose target cannot be asked
         return entry.is_file()
     return False
 
 
-def image_files(folder: str | Path) -> Iterator[Path]:
+def image_files(folder: str | Path, *, links: bool = False) -> Iterator[Path]:
     """The pictures of a folder and below, in the order of ``walk``."""
-    for entry in walk(folder):
+    for entry in walk(folder, links=links):
         yield Path(entry.path)
 
 
