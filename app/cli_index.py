@@ -9,6 +9,7 @@ import click
 
 from zoo.console import plain
 from zoo.files import json_text
+from zoo.folders import not_read
 
 if TYPE_CHECKING:
     from app.index import Index
@@ -84,6 +85,8 @@ def index(
     finally:
         opened.close()
     print(_summary(uri, count, report, keep=keep), file=sys.stderr)
+    if others := not_read(path for path in paths if path.is_dir()):
+        print(others, file=sys.stderr)
     return 1 if report.unreadable else 0
 
 

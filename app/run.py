@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from zoo.folders import not_read
+
 PATH = click.Path(path_type=Path)
 _EXPORT_NEEDS = ("onnx", "onnxruntime")
 
@@ -54,6 +56,8 @@ def run(
     everything = data.from_folder(images)
     if labels is None and not any(path.parent != images for path in everything.paths):
         raise ValueError(f"{images} has no class folders: give --labels, a CSV with the columns path,label.")
+    if others := not_read([images], links=True):
+        click.echo(others)
     labelled = subsets.labelled_images(images, labels)
     held_out = data.from_table(test, root=images, classes=labelled.classes) if test else None
     figures = pipeline.run(
@@ -69,10 +73,12 @@ def run(
         holdout=holdout,
         device=device,
         command=_command(context),
+        labels_file=str(labels) if labels is not None and labels.suffix.lower() == ".csv" else "",
         say=click.echo,
     )
     click.echo("\n" + "\n".join(figures.lines()))
-    click.echo(f"\nNow: simclr app --model {out / pipeline.STUDENT} --gallery {images}")
+    command = ["simclr", "app", "--model", str(out / pipeline.STUDENT), "--gallery", str(images)]
+    click.echo(f"\nNow: {shlex.join(command)}")
 
 
 def _command(context: click.Context) -> str:

@@ -168,6 +168,16 @@ def test_contact_sheet_shows_the_pictures_in_order(tmp_path: Path) -> None:
     assert (np.asarray(sheet)[:, 190:200] == 255).all()  # nothing reaches into the gap
 
 
+def test_a_contact_sheet_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So large a picture that Pillow takes it for an attack could not be written over by the same command."""
+    monkeypatch.setattr(picking, "MOST_SHOWN", 3)
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    assert (
+        picking.contact_sheet([tmp_path / "a.png"] * 4, ["a"] * 4).size
+        == picking.contact_sheet([tmp_path / "a.png"] * 3, ["a"] * 3).size
+    )
+
+
 def test_pick_a_list_to_fill_in(image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (image_folder / "stripes" / "99.png").write_bytes(b"no picture")
     (image_folder / "stripes" / "98.png").write_bytes((image_folder / "stripes" / "03.png").read_bytes())

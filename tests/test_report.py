@@ -69,6 +69,7 @@ def page(image_folder: Path) -> report.Page:
         command="simclr run --images 'my photos' --out mine",
         budget="quick",
         images_folder="my photos",
+        labels_file="my labels.csv",
         student_file="mine/student.onnx",
         classes=("circle", "square", "stripes"),
         images=490,
@@ -138,7 +139,7 @@ def test_what_it_says(page: report.Page) -> None:
         "Look at square and circle: 2 pictures of the first are taken for the second",
         "circle 10 + 4, square 10 + 4, stripes 20 + 4",
         "took 2 minutes 2 minutes 2 minutes 2 minutes",
-        "simclr pick --images 'my photos' --budget 20",
+        "simclr pick --images 'my photos' --labels 'my labels.csv' --budget 20 --out more.csv",
     ):
         assert part in told, part
     every = dataclasses.replace(page, held_out=np.array([12, 0, 0]))

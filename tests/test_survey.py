@@ -107,6 +107,20 @@ def test_names_that_are_no_text(mixed: Path, tmp_path: Path, capfd: pytest.Captu
     assert str(odd) in json.loads(capfd.readouterr().out)["unreadable"]
 
 
+def test_pictures_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.HEIC", "more/b.heic", "c.nef", "notes.txt", ".hidden.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"0")
+    told = "passed over, as such formats are not read: 2 .heic, 1 .nef; convert them to JPEG or PNG"
+    with pytest.raises(SystemExit, match="2"):
+        simclr(["check", "--images", str(tmp_path)])
+    assert capsys.readouterr().err.endswith(f".webp; {told}).\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "d.png")
+    with pytest.raises(SystemExit, match="0"):
+        simclr(["check", "--images", str(tmp_path)])
+    assert capsys.readouterr().out.endswith(f"{told}\n")
+
+
 def test_labels_of_some(mixed: Path) -> None:
     everything = data.from_folder(mixed)
     few = ImageSet((mixed / "a" / "1.png", mixed / "c" / "turned.jpg"), np.array([1, 0]), ("x", "y"))

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from zoo.files import json_text
+from zoo.folders import not_read
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -35,6 +36,8 @@ def check(
         found = data.with_labels(found, subsets.labelled_images(images, labels))
     report = survey(found, workers=workers, smallest=image_size)
     click.echo(json_text(dataclasses.asdict(report)) if as_json else "\n".join(report.lines()))
+    if others := not_read([images], links=True):
+        click.echo(others, err=as_json)
     return 1 if report.unreadable else 0
 
 

@@ -125,7 +125,8 @@ def pick(
     numbers = {"labelled": picked.labelled, "near-duplicates": picked.near_duplicates, "unusable": picked.unusable}
     besides = "".join(f", {number} {what}" for what, number in numbers.items() if number)
     click.echo(f"Picked {len(picked.files)} of {picked.images} images{besides}.")
-    click.echo(f"To fill in: {out}\nTo look at: {sheet}")
+    first = f" (the first {picking.MOST_SHOWN:,})" if len(picked.files) > picking.MOST_SHOWN else ""
+    click.echo(f"To fill in: {out}\nTo look at: {sheet}{first}")
 
 
 def _bundled() -> str:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.augment import Augmentation
 from training.distributed import share
-from zoo.folders import endings, image_files
+from zoo.folders import image_files, none_in
 from zoo.transforms import preprocess, read_image
 
 OnSkip = Callable[[Path, str], None]  # (file, reason)
@@ -232,7 +232,7 @@ def _existing_folder(directory: str | Path) -> Path:
 def _image_files(folder: Path) -> list[Path]:
     files = sorted(image_files(folder, links=True))
     if not files:
-        raise ValueError(f"{folder}: no images in it (looked for {', '.join(sorted(endings()))}).")
+        raise ValueError(none_in(folder, links=True))
     return files
 
 

@@ -114,12 +114,14 @@ def run(
     device: str = "auto",
     workers: int | None = None,
     command: str = "simclr run",
+    labels_file: str = "",
     say: Say = print,
 ) -> Figures:
     """Pretrain a teacher on ``images``, fine-tune it on ``labelled``, distil it into a student, ``export`` that, train
     the baseline, measure all of them and write the report.
 
-    ``root`` is the folder that the images' names start from. ``held_out`` images measure the result; without them a
+    ``root`` is the folder that the images' names start from, ``labels_file`` the CSV of the labels, if they are in one,
+    for the report's advice. ``held_out`` images measure the result; without them a
     ``holdout`` share of the labelled ones is put aside first. What measures is trained on in no stage, with or without
     its label. ``budget`` auto is standard on a GPU and quick on a CPU. A stage whose inputs have not changed since an
     earlier run in ``out`` is not repeated; one that was interrupted goes on.
@@ -152,7 +154,7 @@ def run(
         _check_room(out, left)
         _announce_time(name, budget == "auto", stages_of, left, where, say)
         work = _Work(stages, sets, contents, out, device, where, say)
-        return _measured(work, export, name, command, root)
+        return _measured(work, export, name, command, root, labels_file)
 
 
 def _announce_sets(sets: Split, out: Path, say: Say) -> None:
@@ -272,7 +274,9 @@ class _Work:
         return logits, self.sets.held_out.labels[kept]
 
 
-def _measured(work: _Work, export: Callable[[SimCLR, Path], Any], budget: str, command: str, root: Path) -> Figures:
+def _measured(
+    work: _Work, export: Callable[[SimCLR, Path], Any], budget: str, command: str, root: Path, labels_file: str
+) -> Figures:
     """All the stages, measured one by one, the exported student and the report."""
     from export.runtime import OnnxModel
 
@@ -329,6 +333,7 @@ def _measured(work: _Work, export: Callable[[SimCLR, Path], Any], budget: str, c
         command=command,
         budget=budget,
         images_folder=str(root),
+        labels_file=labels_file,
         student_file=str(out / STUDENT),
         classes=sets.few.classes,
         images=len(sets.unlabeled),

@@ -80,6 +80,7 @@ class Page:
     command: str
     budget: str
     images_folder: str
+    labels_file: str  # a CSV, or "" for labels of another kind
     student_file: str
     classes: Sequence[str]
     images: int
@@ -382,7 +383,9 @@ _SETTINGS = {
 
 
 def _next(page: Page) -> str:
-    images, student = (escape(shlex.quote(path)) for path in (page.images_folder, page.student_file))
+    images, student, table = (
+        escape(shlex.quote(path)) for path in (page.images_folder, page.student_file, page.labels_file)
+    )
     advice = [
         "Use it: <code>simclr app --model "
         + student
@@ -392,9 +395,13 @@ def _next(page: Page) -> str:
         "similar ones; <code>simclr classify " + student + " FILE...</code> does it in the shell.",
     ]
     if page.scores["student"].images < _FEW_HELD_OUT or page.labels.sum() < 10 * len(page.classes):
+        how = "put more pictures into the class folders"
+        if page.labels_file:
+            command = f"simclr pick --images {images} --labels {table} --budget 20 --out more.csv"
+            how = f"<code>{command}</code> says which are worth it. Fill in more.csv, add its rows to the CSV"
         advice.append(
-            f"Label more: <code>simclr pick --images {images} --budget 20</code> says which pictures are worth it. Add "
-            "them to the CSV and give the same command again; pretraining is not repeated, the same pictures measure."
+            f"Label more: {how}, and give the same command again; pretraining is not repeated on the same pictures; "
+            "the same ones measure."
         )
     pairs = charts.confused_pairs(_counts(page), most=1)
     if pairs:

@@ -1,11 +1,15 @@
 """Which files of a folder are pictures: one walk and one list of endings for everything that reads folders."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from zoo.transforms import FORMATS
+
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")  # of cameras
+_NOT_READ = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", *_RAW)
 
 
 def endings() -> frozenset[str]:
@@ -16,14 +20,20 @@ def endings() -> frozenset[str]:
 
 
 def walk(
-    folder: str | Path, *, links: bool = False, on_error: Callable[[str, OSError], None] | None = None
+    folder: str | Path,
+    *,
+    wanted: Collection[str] | None = None,
+    links: bool = False,
+    on_error: Callable[[str, OSError], None] | None = None,
 ) -> Iterator["os.DirEntry[str]"]:
     """The pictures of a folder, then those of the folders in it, each in the order of their names; by their endings.
 
-    Hidden files and folders are left out. With ``links``, links to folders are followed at the end, to each folder
-    once. ``on_error`` is told of every folder that cannot be listed; without it such folders are passed over.
+    ``wanted``: other endings. Hidden files and folders are left out. With ``links``, links to folders are followed at
+    the end, to each folder once. ``on_error`` is told of every folder that cannot be listed; without it such folders
+    are passed over.
     """
-    wanted, waiting, linked = endings(), [os.fspath(folder)], list[str]()
+    wanted = endings() if wanted is None else wanted
+    waiting, linked = [os.fspath(folder)], list[str]()
     seen: set[tuple[int, int]] = set()
     while waiting or linked:
         place = waiting.pop() if waiting else linked.pop(0)
@@ -74,6 +84,20 @@ def image_files(folder: str | Path, *, links: bool = False) -> Iterator[Path]:
         yield Path(entry.path)
 
 
+def not_read(folders: Iterable[str | Path], *, links: bool = False) -> str:
+    """What to say of the pictures in folders and below that are in formats which are not read: a line, "" for none."""
+    entries = (entry for folder in folders for entry in walk(folder, wanted=_NOT_READ, links=links))
+    found = Counter(os.path.splitext(entry.name)[1].lower() for entry in entries)  # noqa: PTH122 - a string
+    kinds = ", ".join(f"{count:,} {ending}" for ending, count in found.most_common())
+    return f"passed over, as such formats are not read: {kinds}; convert them to JPEG or PNG" if found else ""
+
+
+def none_in(folder: str | Path, *, links: bool = False) -> str:
+    """What to say of a folder without pictures that are read."""
+    others = not_read([folder], links=links)
+    return f"{folder}: no images in it (looked for {', '.join(sorted(endings()))}{others and '; ' + others})."
+
+
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
     """The files of ``paths``, each once and sorted: of a folder all pictures in it and below, hidden ones left out.
 
@@ -84,7 +108,7 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = set(image_files(path))
             if not inside:
-                raise ValueError(f"{path}: no images in it (looked for {', '.join(sorted(endings()))}).")
+                raise ValueError(none_in(path))
             found |= inside
         elif path.exists():
             found.add(path)
