@@ -61,7 +61,7 @@ def accounts(file: Path | None) -> list[tuple[str, str]]:
     sources = [(f"${ACCOUNTS}", os.environ[ACCOUNTS])] if os.environ.get(ACCOUNTS) else []
     if file is not None:
         try:
-            sources.append((str(file), file.read_text(encoding="utf-8")))
+            sources.append((str(file), file.read_text(encoding="utf-8-sig")))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise ValueError(

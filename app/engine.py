@@ -13,7 +13,7 @@ from app.batching import Batcher
 from app.gallery import thumbnail
 from app.index import Filter, Hit, Index
 from app.places import Places, places
-from app.uploads import read_upload
+from app.uploads import Refused, read_upload, shown_name
 from export.runtime import OnnxModel, softmax
 from zoo.transforms import ImageLike, read_image
 
@@ -86,15 +86,19 @@ class Engine:
     # One picture
 
     def look(self, source: str | Path | bytes, *, name: str = "") -> Picture:
-        """Read a stranger's file, once for all models. Raises app.uploads.Refused, in one line, for what is no picture
-        or too large."""
+        """Read a stranger's file, once for all models. Raises app.uploads.Refused, in one line, for what is no picture,
+        too large, or of another size than a model takes that does not resize."""
         content = Path(source).read_bytes() if isinstance(source, str | Path) else source
         name = name or (Path(source).name if isinstance(source, str | Path) else "")
         with self._reading:
-            return self._seen(read_upload(content, name=name), hashlib.sha256(content).hexdigest())
+            return self._seen(read_upload(content, name=name), hashlib.sha256(content).hexdigest(), name=name)
 
-    def _seen(self, pixels: np.ndarray, digest: str = "") -> Picture:
-        return Picture(tuple(model.prepare(pixels) for model in self.models), thumbnail(pixels), digest)
+    def _seen(self, pixels: np.ndarray, digest: str = "", *, name: str = "") -> Picture:
+        try:
+            inputs = tuple(model.prepare(pixels) for model in self.models)
+        except ValueError as error:  # of another size than a model takes that does not resize
+            raise Refused("size", f"{shown_name(name)}: {error}") from None
+        return Picture(inputs, thumbnail(pixels), digest)
 
     def _picture(self, image: "ImageLike | Picture") -> Picture:
         return image if isinstance(image, Picture) else self._seen(read_image(image))

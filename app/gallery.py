@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from app.index import DELETED, FileState, Index, Record, open_index
+from app.index import DELETED, FileState, Index, Item, Record, open_index
 from app.pictures import PICTURES
 from app.uploads import pillow_is_restricted
 from export.runtime import CHUNK, OnnxModel
@@ -41,7 +41,7 @@ class Report(NamedTuple):
     gone: int  # files that are no longer there
     unreadable: dict[str, str]  # file, or folder that cannot be listed -> reason, in one line; also those of before
     copies: int = 0  # new files whose picture was there already
-    relabelled: int = 0  # unchanged files that a table now labels otherwise
+    relabelled: int = 0  # pictures that got another label because a table says so
     vanished: tuple[str, ...] = ()  # the files that are gone, by path
 
 
@@ -213,14 +213,15 @@ def embed_paths(
 
     A file is read when it is new or its size or time of change differ; equal files are one picture. Pictures whose
     files are gone are taken out, unless ``forget=False``. A picture that a person deleted from the index stays away,
-    unless its file is named itself or changes. Interrupted or killed, what is embedded stays: the next call goes on
-    from there.
+    unless its file is named itself or changes. Interrupted or killed, what is embedded stays, and so do the pictures of
+    files that changed: the next call goes on from there.
 
     ``label_of`` names the label of a file by its absolute path; where it says None, or without it, that is the name of
     the file's folder, none for files directly in a folder given. A file that is unchanged gets another label only where
-    ``label_of`` says one, and another than when it was last indexed. ``progress``: a bar on a terminal, none, or a
-    function called with the files done and all to do. ``emptied``: folders that are missing or hold no file were
-    emptied on purpose. ``readers``: threads that read; one a core, at most 8, unless given.
+    ``label_of`` says one, and another than when it was last indexed. Of equal files, one that ``label_of`` labels
+    counts before those that only their folders do. ``progress``: a bar on a terminal, none, or a function called with
+    the files done and all to do. ``emptied``: folders that are missing or hold no file were emptied on purpose.
+    ``readers``: threads that read; one a core, at most 8, unless given.
 
     Raises ValueError, in one line and before any work, for a path that is missing, a folder that cannot be listed or
     is empty while the index knows files of it, or when there is no picture at all.
@@ -234,24 +235,18 @@ def embed_paths(
         if not count and not emptied:
             listing.problems.setdefault(folder, "no pictures in it")
 
-    def label(path: str) -> str:
-        found = label_of(Path(path)) if label_of is not None else None
-        if found is not None:
-            return found
-        parent, _, _ = path.rpartition("/")
-        return "" if parent in listing.folders else parent.rpartition("/")[2]
-
     todo = [path for path, now in listing.files.items() if _to_read(path, now, known.get(path), listing.named)]
-    work = _Work(model, index, listing, known, label)
+    work = _Work(model, index, listing, known, label_of)
     with _told(progress, len(todo)) as advance:
         for some in _batches(work.read(todo, readers or min(8, os.cpu_count() or 1)), CHUNK):
             work.keep(some)
             advance(len(some))
+    work.finish()
     read = set(todo)
     unchanged = {path: known[path] for path in listing.files if path not in read}
-    relabelled = _relabel(index, unchanged, label_of) if label_of is not None else 0
     if gone and forget:
-        index.forget_files(gone)  # last: a file that was moved keeps its picture
+        index.forget_files(gone)  # now only: a file that was moved keeps its picture
+    relabelled = work.relabel(label_of, unchanged, gone) if label_of is not None else 0
     before = {path: state.problem for path, state in unchanged.items() if state.problem not in ("", DELETED)}
     unreadable = listing.problems | before | work.problems
     return Report(work.embedded, len(unchanged), len(gone), unreadable, work.copies, relabelled, tuple(gone))
@@ -264,7 +259,11 @@ def _to_read(path: str, now: tuple[int, int], before: FileState | None, named: f
 
 
 class _Work:
-    """The files of one call on their way into the index, and what became of them."""
+    """The files of one call on their way into the index, and what became of them.
+
+    Files that held a picture and now hold something else are noted last and at once: until then the index holds on to
+    that picture, as a file read later may have it (photos that were renumbered; the original beside an edited copy).
+    """
 
     def __init__(
         self,
@@ -272,13 +271,15 @@ class _Work:
         index: Index,
         listing: _Listing,
         known: Mapping[str, FileState],
-        label: Callable[[str], str],
+        label_of: LabelOf | None,
     ) -> None:
-        self.model, self.index, self.listing, self.label = model, index, listing, label
+        self.model, self.index, self.listing, self.before, self.label_of = model, index, listing, known, label_of
         self.there = {state.id for state in known.values() if state.id and not state.problem}
         self.away = {state.id for state in known.values() if state.problem == DELETED} - self.there
         self.embedded = self.copies = 0
         self.problems: dict[str, str] = {}
+        self.changed: dict[str, FileState] = {}
+        self.copied: dict[str, FileState] = {}  # files of pictures that were there; labelled by their folders as yet
 
     def read(self, todo: Sequence[str], readers: int) -> Iterator[tuple[str, _Seen | _Unreadable]]:
         """The files read by threads, in order, a few batches ahead."""
@@ -296,7 +297,9 @@ class _Work:
             pool.shutdown(cancel_futures=True)
 
     def _known(self, path: str, id_: str) -> bool:
-        return id_ in self.there or self._stays_away(path, id_)
+        if id_ in self.there or self._stays_away(path, id_):
+            return True
+        return path in self.before and bool(self.index.get([id_]))  # a call that was stopped may have embedded it
 
     def _stays_away(self, path: str, id_: str) -> bool:
         return id_ in self.away and path not in self.listing.named
@@ -312,12 +315,12 @@ class _Work:
         records, pointless = [], set()
         for (path, seen), vector in zip(fresh.values(), vectors, strict=True):
             if np.isfinite(vector).all() and vector.any():
-                records.append(Record(seen.id, path, self.label(path), seen.thumbnail, vector))
+                records.append(Record(seen.id, path, self._label(path), seen.thumbnail, vector))
             else:
                 pointless.add(seen.id)
         self.embedded += self.index.add(records) if records else 0
         added = {record.id for record in records}
-        copies = {seen.id for _, seen in some if isinstance(seen, _Seen) and seen.id in self.there}
+        copies = {seen.id for _, seen in some if isinstance(seen, _Seen) and seen.id not in fresh}
         there = {item.id for item in self.index.get(sorted(copies))} | added if copies else added
         states = {}
         for path, seen in some:
@@ -326,41 +329,85 @@ class _Work:
                 if seen.lasting:
                     states[path] = self._state(path, None, seen.reason)
             elif seen.id in there:
-                self.copies += seen.id in copies or fresh[seen.id][0] != path
                 states[path] = self._state(path, seen.id, "")
+                if seen.id in copies or fresh[seen.id][0] != path:
+                    self.copies += 1
+                    states[path] = self.copied[path] = states[path]._replace(label=self._folders_label(path))
             elif seen.id in pointless:
                 self.problems[path] = "the model gives it no direction"
                 states[path] = self._state(path, None, self.problems[path])
             elif self._stays_away(path, seen.id):
                 states[path] = self._state(path, seen.id, DELETED)
             # else another process deleted it while this one ran: the next call sees that
-        if states:
-            self.index.note_files(states)
+        self._note(states)
         self.there |= added
+
+    def _note(self, states: Mapping[str, FileState]) -> None:
+        now: dict[str, FileState] = {}
+        for path, state in states.items():
+            held = self.before[path].id if path in self.before else None
+            (now if held in (None, state.id) else self.changed)[path] = state
+        if now:
+            self.index.note_files(now)
+
+    def finish(self) -> None:
+        """Note the files that changed; what none holds any more goes."""
+        there = {item.id for item in self.index.get([state.id for state in self.changed.values() if state.id])}
+        noted = {path: state for path, state in self.changed.items() if state.problem or state.id in there}
+        if noted:  # without those whose picture another process took out meanwhile: the next call looks again
+            self.index.note_files(noted)
 
     def _state(self, path: str, id_: str | None, problem: str) -> FileState:
         size, modified = self.listing.files[path]
-        return FileState(size, modified, id_, self.label(path), problem)
+        return FileState(size, modified, id_, self._label(path), problem)
 
+    def _label(self, path: str) -> str:
+        found = self.label_of(Path(path)) if self.label_of is not None else None
+        return self._folders_label(path) if found is None else found
 
-def _relabel(index: Index, unchanged: Mapping[str, FileState], label_of: LabelOf) -> int:
-    """Files of which something else is said than when they were last indexed; their pictures follow. How many files.
+    def _folders_label(self, path: str) -> str:
+        parent, _, _ = path.rpartition("/")
+        return "" if parent in self.listing.folders else parent.rpartition("/")[2]
 
-    A label that a person gave in the app is only replaced by another, not taken away.
-    """
-    said = {path: label_of(Path(path)) for path, state in unchanged.items() if state.id and not state.problem}
-    wanted = {path: text for path, text in said.items() if text is not None and text != unchanged[path].label}
-    for some in _batches(iter(wanted.items()), _ASKED):
-        texts = dict(some)
-        ids: dict[str, list[str]] = {}
-        for item in index.get([unchanged[path].id or "" for path in texts]):
-            text = texts.get(item.path)
-            if text or (text is not None and item.label == unchanged[item.path].label):
-                ids.setdefault(text, []).append(item.id)
-        for text, those in ids.items():
-            index.set_label(those, text)
-        index.note_files({path: unchanged[path]._replace(label=text) for path, text in texts.items()})
-    return len(wanted)
+    def relabel(self, label_of: LabelOf, unchanged: Mapping[str, FileState], gone: Sequence[str]) -> int:
+        """Files of which something else is said than is noted of them; their pictures follow. How many pictures.
+
+        Of a picture's files, the one whose path it bears counts first, then the others in order. A label that a person
+        gave in the app is only replaced by another, not taken away; it stays when the file was only moved.
+        """
+        given = {(state.id, state.label) for state in self.before.values()}
+        by_files = given | {(state.id, state.label) for state in self.copied.values()}
+        lost = {self.before[path].id for path in (*self.changed, *gone)}  # these may bear another file's path now
+        files = {path: state for path, state in (*unchanged.items(), *self.copied.items()) if not state.problem}
+        said = {path: label_of(Path(path)) for path in files}
+        first = {files[path].id: path for path in reversed(files) if said[path]}
+        words = ((path, text) for path, text in said.items() if text is not None)
+        asked = ((path, text) for path, text in words if text != files[path].label or (text and files[path].id in lost))
+        count = 0
+        for some in _batches(asked, _ASKED):
+            items = {item.id: item for item in self.index.get([files[path].id or "" for path, _ in some])}
+            noted: dict[str, FileState] = {}
+            ids: dict[str, list[str]] = {}
+            for path, text in some:
+                item = items.get(files[path].id or "")
+                if item is None:  # another process deleted it
+                    continue
+                noted[path] = files[path]._replace(label=text)
+                counts = item.path if label_of(Path(item.path)) else first.get(item.id, item.path)
+                by_file, news = (item.id, item.label) in by_files, text and self._is_news(path, text, item, given)
+                if path == counts and item.label != text and (by_file or news):
+                    ids.setdefault(text, []).append(item.id)
+            for text, those in ids.items():
+                count += self.index.set_label(those, text)
+            if noted:
+                self.index.note_files(noted)
+        return count
+
+    def _is_news(self, path: str, text: str, item: Item, given: Container[tuple[str | None, str]]) -> bool:
+        """Whether a picture was not given this label before; a file that was only moved brings no news."""
+        if path in self.before and self.before[path].id == item.id:
+            return self.before[path].label != text
+        return path != item.path and (item.id, text) not in given
 
 
 def _batches(items: Iterator, size: int) -> Iterator[list]:
@@ -404,14 +451,17 @@ def is_index(gallery: str | Path) -> bool:
 
 def index_path(paths: Sequence[str | Path], fingerprint: str) -> Path:
     """Where the app keeps the index of folders and files embedded by a model."""
-    places = "\n".join(sorted({str(Path(path).resolve()) for path in paths}))
+    places = "\n".join(sorted(set(map(_absolute, paths))))  # as files are noted: by a link is another index
     digest = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest()
     return cache_dir() / "galleries" / f"{digest[:16]}-{fingerprint[:16]}-2.sqlite"
 
 
-def open_gallery(gallery: str | Path | None, model: OnnxModel, *, progress: Progress = True) -> tuple[Index, Report]:
+def open_gallery(
+    gallery: str | Path | None, model: OnnxModel, *, progress: Progress = True
+) -> tuple[Index | None, Report]:
     """What the app searches, open: an index (a file or an address) as it is, or a folder of pictures, its index kept in
-    the cache and brought up to date. None: the pictures that come with the package.
+    the cache and brought up to date. None: the pictures that come with the package, and no index if the model can read
+    none of them, as one for 32 x 32 pixels, which does not resize.
 
     Raises ValueError for a folder or index that is missing, a folder without a picture that can be read, or an index of
     another model.
@@ -419,7 +469,13 @@ def open_gallery(gallery: str | Path | None, model: OnnxModel, *, progress: Prog
     if gallery is not None and is_index(gallery):
         opened = open_index(gallery, model=model.fingerprint, dimension=model.feature_width, create=False)
         return opened, Report(0, 0, 0, {})
-    folder = Path(gallery) if gallery is not None else PICTURES
+    if gallery is None:
+        index, report = _brought_up_to_date([PICTURES], model, progress=progress)
+        if index.count():
+            return index, report
+        index.close()
+        return None, report
+    folder = Path(gallery)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder." if not folder.exists() else f"{folder}: no folder and no index.")
     return open_pictures([folder], model, progress=progress)
@@ -432,15 +488,22 @@ def open_pictures(
 
     Raises ValueError as ``embed_paths`` does, and if no file can be read.
     """
+    index, report = _brought_up_to_date(paths, model, progress=progress, readers=readers)
+    if not index.count():
+        index.close()
+        reasons = list(report.unreadable.items())
+        detail = f" ({len(reasons)} unreadable, such as {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
+        raise ValueError(f"No pictures in {', '.join(map(str, paths))}{detail}.")
+    return index, report
+
+
+def _brought_up_to_date(
+    paths: Sequence[str | Path], model: OnnxModel, *, progress: Progress, readers: int | None = None
+) -> tuple[Index, Report]:
     place = index_path(paths, model.fingerprint)
     index = open_index(place, model=model.fingerprint, dimension=model.feature_width)
     try:
-        report = embed_paths(paths, model, index, progress=progress, readers=readers)
-        if not index.count():
-            reasons = list(report.unreadable.items())
-            detail = f" ({len(reasons)} unreadable, such as {reasons[0][0]}: {reasons[0][1]})" if reasons else ""
-            raise ValueError(f"No pictures in {', '.join(map(str, paths))}{detail}.")
+        return index, embed_paths(paths, model, index, progress=progress, readers=readers)
     except BaseException:
         index.close()
         raise
-    return index, report

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.formparsers import MultiPartException
 
@@ -19,6 +20,8 @@ from app.access import is_loopback
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+BESIDE = 8192  # bytes that a file takes on disk beside its content: the rest of a block, and its folder
 
 log = logging.getLogger("simclr.server")
 
@@ -32,6 +35,8 @@ class Limits(NamedTuple):
     upload: int = 10_000_000 + 65_536  # bytes: a picture and its form
     fields: int = 1_000_000  # bytes of any other body
     held: int = 128_000_000  # bytes of all bodies in flight together
+    files: int = 20  # of one upload to disk, where each is kept open until all have arrived
+    open_files: int = 256  # of all uploads in flight together
     seconds: float = 30  # until a body has arrived
 
 
@@ -102,6 +107,21 @@ class _Stopped(MultiPartException):
         self.status, self.code = status, code
 
 
+class _Parts:
+    """Counts the parts of a multipart form as it arrives, each at its first byte: what begins with the boundary and
+    does not end the form. Gradio's parser finds the boundary with the same function."""
+
+    def __init__(self, content_type: str) -> None:
+        self.boundary = b"--" + parse_options_header(content_type)[1].get(b"boundary", b"")
+        self.rest = b""
+
+    def begun(self, piece: bytes) -> int:
+        """How many begin in the next piece of the form."""
+        seen = self.rest + piece
+        self.rest = seen[-len(self.boundary) :]
+        return sum(seen.count(self.boundary + end) for end in (b"\r", b" ", b"\t"))
+
+
 class Guard:
     """ASGI middleware, outermost. ``local``: only names of this machine may stand in the Host header, since a page
     elsewhere could otherwise reach this one under a name of its own (DNS rebinding)."""
@@ -112,7 +132,7 @@ class Guard:
         self.app, self.local, self.limits = app, local, limits or Limits()
         self.policy, self.framed = content_policy(frames), bool(frames)
         self.taken: Counter[str] = Counter()  # places taken, by kind
-        self.held = 0
+        self.held = self.open_files = 0
         self.room = sys.maxsize  # bytes that may still be uploaded to disk; whoever tidies up sets it
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -181,8 +201,9 @@ class Guard:
         limits, path = self.limits, scope["path"]
         largest = limits.upload if kind == "uploads" else limits.fields
         stored = path.endswith("/gradio_api/upload")
+        parts = _Parts(Headers(scope=scope).get("content-type", "") if stored else "")
         until = time.monotonic() + limits.seconds
-        taken, complete, started = 0, False, False
+        taken, files, complete, started = 0, 0, False, False
         stopped: _Stopped | None = None
 
         def stop(status: int, code: str, message: str) -> _Stopped:
@@ -191,7 +212,7 @@ class Guard:
             return stopped
 
         async def bounded_receive() -> Message:
-            nonlocal taken, complete
+            nonlocal taken, files, complete
             if complete:
                 return await receive()
             if stopped is not None:
@@ -207,11 +228,16 @@ class Guard:
             taken += size
             self.held += size
             if stored:
-                self.room -= size
+                begun = parts.begun(message.get("body", b""))
+                self.room -= size + begun * BESIDE
+                files += begun
+                self.open_files += begun
             complete = not message.get("more_body", False)
             if taken > largest:
                 raise stop(413, "too_large", f"At most {largest / 1e6:.0f} MB are taken.")
-            if self.held > limits.held or self.room < 0:
+            if files > limits.files:
+                raise stop(413, "too_many", f"At most {limits.files} files are taken at a time; send fewer.")
+            if self.held > limits.held or self.room < 0 or self.open_files > limits.open_files:
                 raise stop(503, "busy", "Too much is being uploaded at the moment; try again in a second.")
             return message
 
@@ -238,6 +264,7 @@ class Guard:
                 raise _Cut from None
         finally:
             self.held -= taken
+            self.open_files -= files
         if stopped is not None and not started:
             await self._refuse(send, stopped.status, stopped.code, stopped.message)
 

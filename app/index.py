@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-UPLOADED = "upload/"  # how the path of a picture begins that came through the page: no file holds it
+UPLOADED = "upload/"  # how the path of a picture begins that came through the page: no known file holds it
 DELETED = "deleted"  # the problem of a file whose picture was deleted: it counts as seen, and is not embedded again
 
 Vectors = Literal["fp16", "fp32"]
@@ -132,7 +132,7 @@ class Index(Protocol):
     def note_files(self, states: dict[str, FileState]) -> None:
         """Remember files as they are now. A picture that its file no longer holds is dropped, or takes another's name.
 
-        Only files named here are judged; pictures that came through the page belong to no file and stay.
+        Only files named here are judged. A picture that came through the page takes the name of one that holds it.
         """
         ...
 

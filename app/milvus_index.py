@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -472,17 +472,15 @@ class MilvusIndex:
                     problem=problem,
                 )
             )
-        before = self._held(states)
+        self._settle(states)
         self._upsert(self._side, rows)
-        self._settle(before)
 
     def forget_files(self, paths: Iterable[str]) -> None:
         paths = list(paths)
-        before = self._held(paths)
+        self._settle(dict.fromkeys(paths))
         keys = list(map(_key, paths))
         for start in range(0, len(keys), _KEYS):
             self._call("delete", self._side, ids=keys[start : start + _KEYS])
-        self._settle(before)
 
     def _held(self, paths: Iterable[str]) -> dict[str, set[str]]:
         """The keys of the pictures that bear these paths or that these files hold, and the labels the files give."""
@@ -493,21 +491,32 @@ class MilvusIndex:
                 held.setdefault(row["image_key"], set()).add(row["label"])
         return held
 
-    def _settle(self, before: dict[str, set[str]]) -> None:
-        """Pictures whose file is gone take the name of another file with the same bytes, or go too."""
+    def _settle(self, now: Mapping[str, FileState | None]) -> None:
+        """What becomes of pictures when files are as ``now`` says, None = forgotten: those whose file is gone take the
+        name of another with the same bytes, or go too; those that came through the page take a file's name too, and
+        stay without.
+
+        To be called before the files are written: stopped in between, the same files are still to be written.
+        """
+        before = self._held(now)
         holders: dict[str, dict[str, str]] = {}
+        for path, state in now.items():
+            if state is not None and state.id and not state.problem:
+                holders.setdefault(_key(state.id), {})[path] = state.label
+        for key, row in self._rows(holders, ["path"]).items():
+            if row["path"].startswith(UPLOADED):
+                before.setdefault(key, set())
         for row in self._by("image_key", before, ["image_key", "path", "label", "problem"], self._side):
-            if not row["problem"]:
+            if not row["problem"] and row["path"] not in now:
                 holders.setdefault(row["image_key"], {})[row["path"]] = row["label"]
         gone, moved = [], {}
         for key, row in self._rows(before, ["path", "label"]).items():
-            files = holders.get(key, {})
-            if row["path"].startswith(UPLOADED) or row["path"] in files:
-                continue
-            if files:
+            files, uploaded = holders.get(key, {}), row["path"].startswith(UPLOADED)
+            if files and row["path"] not in files:
                 path = min(files)
-                moved[key] = _named(path, files[path] if row["label"] in before[key] else row["label"])
-            else:
+                by_file = not row["label"] if uploaded else row["label"] in before[key]
+                moved[key] = _named(path, files[path] if by_file else row["label"])
+            elif not files and not uploaded:
                 gone.append(key)
         self._rewrite(moved, lambda row: moved[row["key"]])
         self._drop(gone)

@@ -20,8 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.access import Access, access_for, accounts, told
 from app.engine import Engine, bundled_student
-from app.gallery import open_gallery
+from app.gallery import Report, open_gallery
 from app.guard import Limits
+from app.index import Index
 from app.pictures import examples
 from app.quick import import_page, without_stubs
 from app.uploads import restrict_pillow, steady_memory
@@ -30,7 +31,7 @@ from export.runtime import OnnxModel
 FIRST_PORT, PORTS = 7860, 100
 _CONNECTIONS = 1000  # open at a time; beyond that, 503 at once
 _HEADER_BYTES, _HEADER_SECONDS = 16_384, 15.0
-_MANY = 500_000_000  # bytes of one upload of many pictures, to a page that may be edited
+_MANY, _MANY_FILES = 500_000_000, 300  # bytes and files of one upload of many pictures, to a page that may be edited
 _HUGGING_FACE = "https://huggingface.co"  # shows Spaces in a frame
 
 
@@ -62,20 +63,20 @@ def serve(
     steady_memory()
     with (
         contextlib.closing(listening),
-        tempfile.TemporaryDirectory(prefix="simclr-", ignore_cleanup_errors=True) as folder,
+        _own_folder() as folder,
         running(waiting := Waiting(), listening),
     ):
-        uploads = be_quiet(Path(folder))
+        uploads = be_quiet(folder)
         with ThreadPoolExecutor(1) as pool:  # Gradio takes seconds to import: meanwhile the gallery is opened
             page_modules = pool.submit(import_page)
             students = [OnnxModel(path, threads=_cores()) for path in models or [bundled_student()]]
             index, report = open_gallery(gallery, students[0])
             page_modules.result()
         restrict_pillow()  # from here on there are strangers' pictures
-        print(_told(report, index.count()), file=sys.stderr)
+        print(_told(report, index), file=sys.stderr)
         engine = Engine(students[0], index, others=students[1:])
         try:
-            page = application(engine, access, uploads=uploads, folder=Path(folder), auth=users, labels=labels)
+            page = application(engine, access, uploads=uploads, folder=folder, auth=users, labels=labels)
             waiting.hand_over(page)
             address = f"http://{_shown(host)}:{port}"
             names = " and ".join(student.architecture for student in students)
@@ -104,7 +105,8 @@ def application(
     page = ui.build(engine, access, examples=examples(), labels=labels)
     look = server.Look(theme=theme.theme(), css=theme.css(), favicon=theme.favicon(folder / "favicon.png"))
     frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
-    limits = Limits(upload=_MANY, held=2 * _MANY, seconds=600) if access.edits else Limits()
+    many = Limits(upload=_MANY, held=2 * _MANY, seconds=600, files=_MANY_FILES, open_files=2 * _MANY_FILES)
+    limits = many if access.edits else Limits()
     return server.create_app(
         engine, access, page=page, look=look, auth=auth, uploads=uploads, frames=frames, limits=limits
     )
@@ -114,14 +116,25 @@ def be_quiet(folder: Path) -> Path:
     """Keep Gradio from asking the network for anything, its files in ``folder``, and it from writing into its package.
     To be called before its import.
 
-    Environment variables are the only switches it has for the first two. Returns the folder of uploads.
+    Environment variables are the only switches it has for the first two. Returns the folder of uploads, which is in
+    ``folder`` also where GRADIO_TEMP_DIR named another: that may hold others' files, and uploads are tidied up.
     """
     without_stubs()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder / "examples")
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(folder / "uploads"))
-    return Path(os.environ["GRADIO_TEMP_DIR"])
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+    return folder / "uploads"
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    """A new folder for one server's files, deleted at its end: in GRADIO_TEMP_DIR if that is set, else where temporary
+    files go."""
+    place = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
+    Path(place).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="simclr-", dir=place, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 # The address
@@ -257,8 +270,11 @@ def running(app: Any, listening: socket.socket) -> Iterator[uvicorn.Server]:
         thread.join(10)
 
 
-def _told(report: Any, count: int) -> str:
-    parts = [f"Gallery: {count} pictures, {report.embedded} embedded now"]
+def _told(report: Report, index: Index | None) -> str:
+    if index is None:
+        parts = ["No gallery (name one with --gallery DIR): the model can read no picture that comes with the app"]
+    else:
+        parts = [f"Gallery: {index.count()} pictures, {report.embedded} embedded now"]
     if report.gone:
         parts.append(f"{report.gone} files gone")
     if report.unreadable:

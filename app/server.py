@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import hmac
+import os
 import re
 import secrets
 import time
@@ -27,7 +28,7 @@ from starlette.exceptions import HTTPException
 from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
-from app.guard import Guard, Limits
+from app.guard import BESIDE, Guard, Limits, log
 from app.index import Filter
 from app.sessions import Sessions
 from app.uploads import MAX_BYTES, Refused
@@ -471,28 +472,36 @@ async def _tidy_for_ever(page: gr.Blocks | None, uploads: Path | None, guards: l
 
 def tidy(folder: Path, own: set[Path], *, seconds: float = KEPT, most: int = KEPT_BYTES // 2) -> int:
     """Delete what visitors left in ``folder`` longer than ``seconds`` ago, and the oldest until at most ``most`` bytes
-    are left; files of ``own`` stay. Returns the bytes left."""
+    are left, and empty folders; files of ``own`` stay, and what cannot be deleted. Returns the bytes left."""
     now, left = time.time(), 0
     for path, (size, changed) in sorted(_files(folder).items(), key=lambda item: -item[1][1]):
-        if path in own:
+        if path in own or ((now - changed > seconds or left + size > most) and _deleted(path)):
             continue
-        if now - changed > seconds or left + size > most:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # only if it is empty; a new upload makes it again
-        else:
-            left += size
+        left += size
+    for inner, *_ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # most are not empty
+            if inner != str(folder) and now - Path(inner).stat().st_mtime > _TIDY:  # a new one is about to be filled
+                Path(inner).rmdir()
     return left
 
 
+def _deleted(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.error("An upload cannot be deleted (%s)", error.strerror)
+        return False
+    return True
+
+
 def _files(folder: Path) -> dict[Path, tuple[int, float]]:
-    """Size and time of change of every file below a folder."""
+    """Bytes on disk and time of change of every file below a folder."""
     found = {}
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        with contextlib.suppress(OSError):
-            if path.is_file():
-                stat = path.stat()
-                found[path] = stat.st_size, stat.st_mtime
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                stat = (path := Path(parent, name)).stat()
+                found[path] = stat.st_size + BESIDE, stat.st_mtime
     return found
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -40,6 +40,8 @@ _CHANGES = 1000  # so many changes are remembered for other processes; who has m
 _MANY = 500  # values in one statement
 _CHUNK = 4096  # rows read at a time
 _TRIES = 5  # searches, when another process deletes what was just found
+
+_Stamp: TypeAlias = tuple[int, int, int]  # of a file: size, time of change in nanoseconds, inode
 
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -80,7 +82,8 @@ class SqliteIndex:
 
     Write-ahead log, synced at every commit: what has returned survives ``kill -9``. One process writes at a time, the
     others wait; any number reads meanwhile. The matrix is loaded at the first search; afterwards only what was added,
-    deleted or labelled since is read, whichever process did it.
+    deleted or labelled since is read, whichever process did it. Who may not write the folder, and came while nobody had
+    the file open for writing, reads all anew once the file has changed: that is when the writer closes it.
 
     Raises ValueError, in one line, for a file that is no index, is damaged, or belongs to another model.
     """
@@ -93,20 +96,23 @@ class SqliteIndex:
         self._rows: _Rows | None = None
         self._labels: dict[str, int] = {}
         self._folders: dict[str, int] = {}
-        self._database, self.read_only = _connect(
+        self._database, self.read_only, self._frozen = _connect(
             self.path, create=create, page=_page_size(dimension * DTYPES[vectors].itemsize)
         )
         try:
             with _told(self.path):
-                stored = self._made(vectors) if create and not self.read_only else _meta(self._database)
-            stored_model, stored_dimension = _checked(self.path, stored)
-            if (stored_model, stored_dimension) != (model, dimension):
-                raise ValueError(other_model(str(self.path), (stored_model, stored_dimension), (model, dimension)))
-            self._dtype = DTYPES[stored["vectors"]]
-            self._kept = stored["vectors"]
+                self._take(self._made(vectors) if create and not self.read_only else _meta(self._database))
         except BaseException:
             self._database.close()
             raise
+
+    def _take(self, stored: dict[str, str]) -> None:
+        """What the file says of itself. Raises ValueError if it belongs to another model."""
+        theirs, ours = _checked(self.path, stored), (self.model, self.dimension)
+        if theirs != ours:
+            raise ValueError(other_model(str(self.path), theirs, ours))
+        self._kept = stored["vectors"]
+        self._dtype = DTYPES[self._kept]
 
     def _made(self, vectors: Vectors) -> dict[str, str]:
         """What the file says of itself, after writing it if the file is empty."""
@@ -121,7 +127,7 @@ class SqliteIndex:
     def close(self) -> None:
         with self._lock:
             self._database.close()
-            self._rows = None
+            self._rows = self._frozen = None
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -139,12 +145,25 @@ class SqliteIndex:
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """All that is read within is of one moment."""
         with self._lock, _told(self.path):
+            if self._frozen is not None and self._frozen != _stamp(self.path):
+                self._reopen()
             self._database.execute("BEGIN")
             try:
                 yield self._database
             finally:
                 if self._database.in_transaction:
                     self._database.execute("COMMIT")
+
+    def _reopen(self) -> None:
+        """Read a file anew that changed although it was opened as one that does not."""
+        database, frozen = _opened_read_only(self.path)
+        try:
+            self._take(_meta(database))
+        except BaseException:
+            database.close()
+            raise
+        self._database.close()
+        self._database, self._frozen, self._rows = database, frozen, None
 
     # Pictures
 
@@ -396,6 +415,10 @@ class SqliteIndex:
             checked_text(state.label)
         with self._writing() as database:
             before = _held(database, list(states))
+            ids = [state.id for state in states.values() if state.id]
+            for id_, path in _for_each(database, "SELECT id, path FROM images WHERE id IN (...)", ids):
+                if path.startswith(UPLOADED):
+                    before.setdefault(id_, set())
             database.executemany(
                 "INSERT OR REPLACE INTO files (path, size, modified, id, label, problem) VALUES (?, ?, ?, ?, ?, ?)",
                 [(path, *state) for path, state in states.items()],
@@ -422,7 +445,8 @@ def _held(database: sqlite3.Connection, paths: list[str]) -> dict[str, set[str]]
 
 
 def _settle(database: sqlite3.Connection, before: dict[str, set[str]]) -> None:
-    """Pictures whose file is gone take the name of another file with the same bytes, or go too.
+    """Pictures whose file is gone take the name of another file with the same bytes, or go too; those that came through
+    the page take a file's name too, and stay without.
 
     The label goes with the name, unless a person has given another than the file did.
     """
@@ -433,12 +457,11 @@ def _settle(database: sqlite3.Connection, before: dict[str, set[str]]) -> None:
         holders = database.execute(
             "SELECT path, label FROM files WHERE id = ? AND problem = '' ORDER BY path", (id_,)
         ).fetchall()
-        if path.startswith(UPLOADED) or path in dict(holders):
-            continue
-        if holders:
-            by_file = label in before[id_]
+        uploaded = path.startswith(UPLOADED)
+        if holders and path not in dict(holders):
+            by_file = not label if uploaded else label in before[id_]
             moved.append((holders[0][0], holders[0][1] if by_file else label, number))
-        else:
+        elif not holders and not uploaded:
             gone.append(number)
     database.executemany("UPDATE images SET path = ?, label = ? WHERE number = ?", moved)
     if moved:
@@ -546,7 +569,7 @@ def _nearest(rows: _Rows, query: np.ndarray, k: int, among: np.ndarray | None) -
 def stored_model(path: str | Path) -> tuple[str, int]:
     """The model's fingerprint and the width of the vectors of an index file. Raises ValueError if it is none."""
     path = Path(path)
-    database, _ = _connect(path, create=False)
+    database, _, _ = _connect(path, create=False)
     try:
         with _told(path):
             return _checked(path, _meta(database))
@@ -581,8 +604,8 @@ def _page_size(width: int) -> int:
     return 8192  # wider ones run over several pages
 
 
-def _connect(path: Path, *, create: bool, page: int = 8192) -> tuple[sqlite3.Connection, bool]:
-    """A connection, and whether it can only read."""
+def _connect(path: Path, *, create: bool, page: int = 8192) -> tuple[sqlite3.Connection, bool, _Stamp | None]:
+    """A connection, whether it can only read, and the stamp of a file that it takes to change no more."""
     if path.is_dir():
         raise ValueError(f"{path}: a folder, not an index; give a file such as {path / 'pictures.sqlite'}.")
     if not path.exists():
@@ -602,8 +625,9 @@ def _connect(path: Path, *, create: bool, page: int = 8192) -> tuple[sqlite3.Con
             except BaseException:
                 database.close()
                 raise
-            return database, False
-        return _opened_read_only(path), True
+            return database, False, None
+        database, frozen = _opened_read_only(path)
+        return database, True, frozen
 
 
 def _looks_right(path: Path) -> bool:
@@ -633,13 +657,22 @@ def _use_wal(database: sqlite3.Connection, page: int) -> None:
     database.execute("PRAGMA synchronous = FULL")
 
 
-def _opened_read_only(path: Path) -> sqlite3.Connection:
-    """For a file or folder that may not be written: with the others' log where it lies there, else as it is."""
+def _stamp(path: Path) -> _Stamp:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _opened_read_only(path: Path) -> tuple[sqlite3.Connection, _Stamp | None]:
+    """For a file or folder that may not be written: with the others' log where it lies there, else as it is, and then
+    with its stamp, as SQLite notices no change of it."""
     place = path.absolute().as_uri()
     database = _opened(f"{place}?mode=ro", uri=True)
     try:
         database.execute("SELECT COUNT(*) FROM sqlite_master")
-        return database
+        return database, None
     except sqlite3.OperationalError:
         database.close()
     log = path.with_name(f"{path.name}-wal")
@@ -647,7 +680,8 @@ def _opened_read_only(path: Path) -> sqlite3.Connection:
         raise ValueError(
             f"{path}: was left with unwritten changes, and its folder may not be written; open it there once."
         )
-    return _opened(f"{place}?mode=ro&immutable=1", uri=True)
+    frozen = _stamp(path)
+    return _opened(f"{place}?mode=ro&immutable=1", uri=True), frozen
 
 
 @contextmanager

@@ -42,7 +42,7 @@ _large = threading.BoundedSemaphore(LARGE_AT_ONCE)
 class Refused(ValueError):  # noqa: N818  (a name for people: what became of the file)
     """A file that is not read. One printable line that names the file, without a folder; and a ``code``:
 
-    "missing", "empty", "too_large_file", "format", "too_many_pixels", "too_complex" or "damaged".
+    "missing", "empty", "too_large_file", "format", "too_many_pixels", "size", "too_complex" or "damaged".
     """
 
     def __init__(self, code: str, line: str) -> None:

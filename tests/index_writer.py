@@ -13,7 +13,7 @@ BATCH = 7
 
 
 def main(path: str, work: str, start: int = 0, batches: int | None = None) -> None:
-    if work == "read only":
+    if work in ("read only", "read when asked"):
         os.setgid(65534)
         os.setuid(65534)  # nobody
     index = open_index(path, model="m", dimension=4, create=work in ("add", "delete"))
@@ -32,6 +32,10 @@ def main(path: str, work: str, start: int = 0, batches: int | None = None) -> No
         print(found, flush=True)
         if found == 60 * BATCH:
             break
+    if work == "read when asked":  # once for every line of the input
+        for _ in sys.stdin:
+            hits = index.search(np.ones(4), 100_000)
+            print(index.count(), len(hits), len({hit.id for hit in hits} & {"id0", "id199"}), flush=True)
     if work == "read only":
         print(len(index.search(np.ones(4), 100_000)))
         try:

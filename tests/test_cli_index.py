@@ -114,7 +114,7 @@ def test_index_labels(indexed: Path, student: Path, tmp_path: Path, run) -> None
     (other / "own.csv").write_text("label,path\nown,six.png\n")  # from the table's folder
     run("index", indexed, other, "--index", "j.sqlite", "--model", student, "--labels", other / "own.csv",
         "--label-from", "none")  # fmt: skip
-    assert stored("j.sqlite", student) == {f"{n}.png": "" for n in range(7)}  # six.png is a copy of 6.png
+    assert stored("j.sqlite", student) == {f"{n}.png": "own" if n == 6 else "" for n in range(7)}  # six.png is a copy
 
 
 @pytest.mark.parametrize(

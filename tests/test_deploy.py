@@ -144,6 +144,20 @@ def test_the_snippets_bicubic_is_the_authors(model: zoo.SimCLR, photos: Path) ->
     np.testing.assert_array_equal(names["prepare"]("photos/circle/tall.png"), rounded)
 
 
+def test_the_snippet_reads_odd_pictures_as_we_do(model: zoo.SimCLR, photos: Path) -> None:
+    names = snippet_names(model, ALONE)
+    rng = np.random.default_rng(0)
+    clear = Image.fromarray(rng.integers(0, 256, (60, 50, 4), dtype=np.uint8))
+    clear.save("rgba.png")
+    clear.convert("LA").save("la.png")
+    clear.convert("RGB").quantize(16).save("palette.png", transparency=3)
+    for name, top in (("sixteen.png", 65536), ("twelve.png", 4096)):
+        Image.fromarray(rng.integers(0, top, (60, 50), dtype=np.uint16)).save(name)
+    for name in ("rgba.png", "la.png", "palette.png", "sixteen.png", "twelve.png"):
+        rounded = np.rint(preprocess(name, 48) * 255).transpose(1, 2, 0)
+        np.testing.assert_array_equal(names["prepare"](name), rounded, err_msg=name)
+
+
 def test_the_snippets_self_test(model: zoo.SimCLR, photos: Path) -> None:
     names = snippet_names(model, ALONE + SELF_TEST)  # passes on the true file
     for size in (48, 33):

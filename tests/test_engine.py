@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import onnx_files
 import pytest
+from PIL import Image
 from test_export import LABELS, tiny_student
 
 import export
 from app import drawings, engine, pictures
 from app.engine import Engine, classification
 from app.index import Record, open_index
+from app.uploads import Refused
 from zoo.transforms import read_image
 
 
@@ -54,6 +57,17 @@ def test_search_and_facts(model: export.OnnxModel, photo: np.ndarray, tmp_path: 
     index.close()
     with pytest.raises(ValueError, match="start the app with --gallery"):
         Engine(model).search(photo)
+
+
+def test_a_picture_of_a_size_that_a_model_does_not_take_is_refused(model: export.OnnxModel, tmp_path: Path) -> None:
+    small = export.OnnxModel(onnx_files.student(tmp_path / "small.onnx", size=32))
+    for name, side in (("fits.png", 32), ("large.png", 48)):
+        Image.new("RGB", (side, side), (200, 30, 30)).save(tmp_path / name)
+    line = r"^large\.png: A model for 32 x 32 images .*, not 48 x 48; resize it first\.$"
+    for served in (Engine(small), Engine(model, others=[small])):
+        assert len(served.look(tmp_path / "fits.png").inputs) == len(served.models)
+        with pytest.raises(Refused, match=line):
+            served.look(tmp_path / "large.png")
 
 
 def test_pictures_that_come_with_the_app() -> None:

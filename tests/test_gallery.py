@@ -19,7 +19,7 @@ import onnx_files
 import pytest
 from PIL import Image
 
-from app import gallery
+from app import gallery, serve
 from app.index import Index, Record, open_index
 from export.runtime import OnnxModel
 from zoo import folders
@@ -132,6 +132,75 @@ def test_moved_files_are_not_embedded_again_and_keep_a_persons_label(folder: Pat
     assert labels_by_name(index)["1.png"] == "mine"
     assert {item.path for item in index.get([moved])} == {(folder / "rouge" / "1.png").as_posix()}
     assert index.labels() == {"blue": 4, "mine": 1, "rouge": 2}
+
+
+def renumbered(folder: Path, index: Index) -> Callable[[], None]:
+    """100 pictures, some labelled by hand, and after that a new one before them, the others renamed up by one. Returns
+    what checks that all are there, each with its label."""
+    files = [picture(folder / f"{n:03d}.png", 1000 + n) for n in range(100)]
+    embed(folder, index)
+    by_hand = {id_of(files[n]): f"mine {n}" for n in range(0, 100, 9)}
+    for id_, label in by_hand.items():
+        index.set_label([id_], label)
+    for n in reversed(range(100)):
+        files[n].rename(folder / f"{n + 1:03d}.png")
+        os.utime(folder / f"{n + 1:03d}.png", ns=(n, n))
+    picture(files[0], 2000)
+    wanted = {id_of(path): (path.as_posix(), by_hand.get(id_of(path), "")) for path in folder.iterdir()}
+
+    def check() -> None:
+        assert {item.id: (item.path, item.label) for item in index.items(limit=1000)} == wanted
+        assert {path: state.id for path, state in index.files().items()} == {wanted[id_][0]: id_ for id_ in wanted}
+        assert embed(folder, index)[:4] == (0, 101, 0, {})
+
+    return check
+
+
+def id_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_renumbered_files_keep_their_pictures_and_labels(tmp_path: Path, index: Index) -> None:
+    check = renumbered(tmp_path / "many", index)
+    report = embed(tmp_path / "many", index)
+    assert (report.embedded, report.copies, report.gone, report.unreadable) == (1, 100, 0, {})
+    check()
+
+
+def test_renumbered_files_survive_a_stop_and_another_writer(tmp_path: Path, index: Index) -> None:
+    check = renumbered(tmp_path / "many", index)
+    before = {item.id: item.label for item in index.items(limit=1000)}
+
+    def stopped(done: int, total: int) -> None:
+        if done == 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gallery.embed_paths([tmp_path / "many"], Colours(), index, progress=stopped)
+    assert before.items() <= {item.id: item.label for item in index.items(limit=1000)}.items()
+    other = open_index(tmp_path / "g.sqlite", model=Colours.fingerprint, dimension=D)
+
+    def beside(done: int, total: int) -> None:
+        if done == 64:
+            assert embed(tmp_path / "many", other).embedded == 0  # the new one was embedded before the stop
+
+    assert gallery.embed_paths([tmp_path / "many"], Colours(), index, progress=beside).embedded == 0
+    other.close()
+    check()
+
+
+def test_an_original_beside_its_edited_copy_keeps_its_picture(tmp_path: Path, index: Index) -> None:
+    edited = picture(tmp_path / "many" / "a.png", 1)
+    embed(tmp_path / "many", index)
+    index.set_label([id_of(edited)], "mine")
+    shutil.copy(edited, tmp_path / "many" / "z.png")
+    picture(edited, 2)
+    os.utime(edited, ns=(1, 1))
+    for n in range(40):  # so that the two are in different batches
+        picture(tmp_path / "many" / f"m{n}.png", 100 + n)
+    assert embed(tmp_path / "many", index).embedded == 41
+    assert index.count() == 42
+    assert labels_by_name(index)["z.png"] == "mine"
 
 
 def test_single_files_and_overlapping_folders(folder: Path, index: Index, tmp_path: Path) -> None:
@@ -353,6 +422,14 @@ def test_pictures_that_came_through_the_page_stay(folder: Path, index: Index) ->
     assert index.count() == 7
 
 
+def test_pictures_that_came_through_the_page_take_their_files_names(folder: Path, index: Index) -> None:
+    uploaded = folder / "red" / "1.png"
+    index.add([Record(id_of(uploaded), "upload/1.png", "", b"", np.ones(D, np.float32))])
+    embed(folder, index)
+    assert index.get([id_of(uploaded)])[0][1:] == (uploaded.as_posix(), "red")
+    assert index.labels() == {"blue": 4, "red": 3}
+
+
 def test_labels_by_a_table(folder: Path, index: Index) -> None:
     table: dict[str, str] = {}
 
@@ -377,6 +454,48 @@ def test_labels_by_a_table(folder: Path, index: Index) -> None:
     assert index.labels() == {"": 7, "by hand": 1}  # a person's label is not taken away,
     embed(folder, index, label_of=lambda path: "all")
     assert index.labels() == {"all": 8}  # but replaced
+
+
+@pytest.mark.parametrize("chunk", [1, 32])
+def test_a_table_may_name_any_of_equal_files(
+    tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(gallery, "CHUNK", chunk)  # in one batch or in several
+    folder = tmp_path / "pictures"
+    file = picture(folder / "a" / "x.png", 1)
+    (folder / "b").mkdir()
+    shutil.copy(file, folder / "b" / "x.png")
+    table = {folder / "b" / "x.png": "dog"}
+
+    def labelled(path: Path = folder) -> tuple[int, dict[str, int]]:
+        return embed(path, index, label_of=table.get).relabelled, index.labels()
+
+    assert labelled()[1] == {"dog": 1}
+    assert labelled() == (0, {"dog": 1})
+    table[folder / "b" / "x.png"] = "cat"
+    assert labelled() == (1, {"cat": 1})
+    index.set_label([id_of(file)], "mine")
+    assert labelled() == (0, {"mine": 1})
+    table[file] = "cow"  # the path that the picture bears counts first
+    assert labelled() == (1, {"cow": 1})
+    table[folder / "b" / "x.png"] = "bird"
+    assert labelled() == (0, {"cow": 1})
+    shutil.copy(file, folder / "a" / "new.png")
+    table[folder / "a" / "new.png"] = "fish"
+    assert labelled() == (0, {"cow": 1})
+    index.set_label([id_of(file)], "mine")
+    os.utime(file, ns=(9, 9))  # touched: the same picture
+    assert labelled() == (0, {"mine": 1})
+    os.utime(file, ns=(10, 10))
+    table[file] = "elk"
+    assert labelled() == (1, {"elk": 1})
+    index.set_label([id_of(file)], "mine")
+    (folder / "a").rename(folder / "c")
+    table[folder / "c" / "x.png"] = table.pop(file)
+    del table[folder / "b" / "x.png"]
+    assert labelled() == (0, {"mine": 1})  # moved: the table says nothing new
+    table[folder / "c" / "x.png"] = "ox"
+    assert labelled() == (1, {"ox": 1})
 
 
 # Many: in order, bounded, resumable
@@ -549,6 +668,33 @@ def test_open_gallery_that_comes_with_the_app(monkeypatch: pytest.MonkeyPatch, f
     index, report = gallery.open_gallery(None, Colours(), progress=False)
     assert report.embedded == index.count() == 7
     index.close()
+
+
+def test_a_model_that_can_read_none_of_the_apps_pictures_goes_without_a_gallery(tmp_path: Path) -> None:
+    model = OnnxModel(onnx_files.student(tmp_path / "student.onnx", size=32))
+    for _ in range(2):  # the second time from the cache
+        index, report = gallery.open_gallery(None, model, progress=False)
+        assert index is None
+        assert len(report.unreadable) == 80
+    line = serve._told(report, index)
+    assert line.startswith("No gallery (name one with --gallery DIR): ")
+    assert "80 files skipped" in line
+    assert "\n" not in line
+    with pytest.raises(ValueError, match=r"No pictures in .* \(80 unreadable"):  # asked for by name
+        gallery.open_gallery(gallery.PICTURES, model, progress=False)
+
+
+def test_a_folder_and_a_link_to_it_are_two_galleries(folder: Path) -> None:
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    gallery.open_gallery(link, Colours(), progress=False)[0].close()
+    gallery.open_gallery(folder, Colours(), progress=False)[0].close()
+    (folder / "red" / "1.png").unlink()
+    for place in (folder, link):
+        index, report = gallery.open_gallery(place, Colours(), progress=False)
+        assert (report.gone, index.count()) == (1, 6)
+        assert all(Path(item.path).is_relative_to(place) and Path(item.path).exists() for item in index.items())
+        index.close()
 
 
 @pytest.mark.parametrize(

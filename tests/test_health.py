@@ -349,6 +349,7 @@ HEALTHY = Signs(
     learning_rate=0.6,
     gradient_norm=0.4,
     weight_norm=60.0,
+    loss_scale=1024.0,
     batch_size=64,
     temperature=0.2,
 )
@@ -420,6 +421,7 @@ def test_no_false_alarm(signs: Signs) -> None:
         ({"knn": (0.3, math.nan)}, r"^Not a number: knn nan"),
         ({"gradient_norm": 0.0}, r"^The gradient is exactly 0"),
         ({"weight_norm": 0.0}, r"^All weights are 0"),
+        ({"loss_scale": 0.5}, r"^Gradients overflow in fp16: .* by 0\.5, "),
     ],
 )
 def test_an_alarm_for_each_sickness(values: dict[str, Any], message: str) -> None:

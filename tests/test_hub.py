@@ -165,6 +165,28 @@ def test_an_export_goes_with_it(server: HubServer, model: zoo.SimCLR, tmp_path: 
     assert len(server.commits(REPO)) == 2
 
 
+def test_an_export_stays_as_long_as_its_weights(
+    server: HubServer,
+    model: zoo.SimCLR,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(write, "MOST_BYTES", 1000)
+    zoo.push(model, REPO, onnx=to_onnx(model, tmp_path / "student.onnx"))
+    (data,) = tmp_path.glob("student.onnx.*.data")
+    commit = zoo.push(model, REPO, measured=[MEASURED])
+    assert {"model.onnx", data.name} < set(server.files(REPO))
+    assert b"87.5%" in server.read(REPO, "README.md")
+    assert b"`model.onnx` is the same model" in server.read(REPO, "README.md")
+    assert zoo.push(model, REPO, measured=[MEASURED]) == commit  # nothing changed
+    assert "deleted" not in capsys.readouterr().err
+    zoo.push(changed(model), REPO)
+    assert not {"model.onnx", data.name} & set(server.files(REPO))
+    assert b"model.onnx" not in server.read(REPO, "README.md")
+    assert f"{REPO}: deleted model.onnx, {data.name}, of the version before.\n" in capsys.readouterr().err
+
+
 def test_an_export_with_its_data(
     server: HubServer, model: zoo.SimCLR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -334,7 +334,7 @@ def test_pictures_follow_their_files(opened: Open) -> None:
         ]
     )
     noted = {"/a/0.jpg": state("id0", "a"), "/a/1.jpg": state("id1", "a"), "/a/x.jpg": state(None, "a", "damaged")}
-    copies = {"/c/0.jpg": state("id0", "c"), "/b/0.jpg": state("id0", "b"), "/b/2.jpg": state("id2", "b")}
+    copies = {"/c/0.jpg": state("id0", "c"), "/b/0.jpg": state("id0", "b"), "/b/2.jpg": state("id2", "b", DELETED)}
     index.note_files(noted)
     index.note_files(copies)
     assert index.files() == noted | copies
@@ -349,6 +349,16 @@ def test_pictures_follow_their_files(opened: Open) -> None:
     index.forget_files(["/c/0.jpg", "/a/1.jpg"])
     assert [item.id for item in index.items()] == ["id2", "id3"]
     assert set(index.files()) == {"/a/x.jpg", "/b/0.jpg"}
+
+
+def test_a_picture_from_the_page_takes_the_name_of_a_file_that_holds_it(opened: Open) -> None:
+    index = opened()
+    index.add([record(0, np.ones(D), path="upload/0.jpg", label=""), record(1, np.ones(D), path="upload/1.jpg")])
+    index.note_files({f"/{folder}/{n}.jpg": state(f"id{n}", "cats") for folder in "ba" for n in range(2)})
+    assert index.items() == [Item("id0", "/a/0.jpg", "cats"), Item("id1", "/a/1.jpg", "1")]
+    assert index.count(Filter(folder="/a")) == 2
+    index.forget_files(["/a/0.jpg"])
+    assert index.get(["id0"]) == [Item("id0", "/b/0.jpg", "cats")]
 
 
 def test_a_deleted_picture_does_not_come_back_from_its_file(opened: Open) -> None:
@@ -378,7 +388,8 @@ def index(tmp_path: Path) -> Iterator[SqliteIndex]:
 
 def writer(path: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, str(WRITER), str(path), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
@@ -635,6 +646,35 @@ def test_who_may_only_read_reads(while_open: bool) -> None:
         out, errors = writer(path, "read only").communicate(timeout=60)
         assert out.splitlines() == ["420", f"{path}: may only be read here; nothing was changed."], errors
         index.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user to become")
+def test_who_may_only_read_sees_what_a_writer_did_that_has_closed() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        path = Path(place) / "g.sqlite"
+        with closing(SqliteIndex(path, model="m", dimension=4)) as index:
+            index.add([Record(f"id{n}", f"/{n}.jpg", "", b"x", np.ones(4)) for n in range(200)])
+        reader = writer(path, "read when asked")
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+
+        def asked() -> str:
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            return reader.stdout.readline()
+
+        assert asked() == "200 200 2\n"
+        with closing(SqliteIndex(path, model="m", dimension=4)) as index:
+            index.delete([f"id{n}" for n in range(150)])
+            index.add([Record(f"new{n}", f"/new/{n}.jpg", "", b"x" * 2000, np.ones(4)) for n in range(600)])
+        assert asked() == "650 650 1\n"
+        for ending in ("", "-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        SqliteIndex(path, model="another", dimension=4).close()
+        reader.stdin.write("\n")
+        _, errors = reader.communicate(timeout=60)
+        assert "made with another model" in errors.splitlines()[-1]
 
 
 def test_closed_is_closed(index: SqliteIndex) -> None:

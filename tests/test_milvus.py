@@ -6,13 +6,15 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from milvus_servers import client, milvus_server
+from test_gallery import Colours, embed, renumbered
 
 from app import milvus_index
-from app.index import Filter, Record, index_model, open_index
+from app.index import FileState, Filter, Record, index_model, open_index
 from app.milvus_index import MilvusIndex
 
 D = 16
@@ -153,6 +155,39 @@ def test_what_is_too_long_is_refused_whole(uri: str) -> None:
         assert index.add([longest]) == 1
         hit = index.search(np.ones(D), 1, where=Filter(labels=("x" * 1024,), folder="/a" * 2047))[0]
         assert hit.thumbnail == longest.thumbnail
+
+
+def test_renumbered_files_keep_their_pictures_and_labels(uri: str, tmp_path: Path) -> None:
+    with closing(open_index(uri, model=Colours.fingerprint, dimension=Colours.feature_width)) as index:
+        check = renumbered(tmp_path / "many", index)
+        assert embed(tmp_path / "many", index).embedded == 1
+        check()
+
+
+def test_stopped_between_pictures_and_files_the_next_call_does_both(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(open_index(uri, model="m", dimension=D)) as index:
+        index.add(pictures(np.eye(D), set()))
+        old = {f"/p/{n}/{n}.jpg": FileState(1, 1, f"id{n}", "usual", "") for n in range(3)}
+        new = old | {"/p/0/0.jpg": FileState(2, 2, "id9", "usual", ""), "/q/1.jpg": FileState(2, 2, "id1", "usual", "")}
+        index.note_files(old)
+        call, written = index._call, []
+
+        def stopped(method: str, *arguments: object, **named: object) -> object:
+            if method in ("upsert", "delete"):
+                if written:
+                    raise KeyboardInterrupt
+                written.append(method)
+            return call(method, *arguments, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(index, "_call", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                index.note_files(new)
+        assert index.files() == old
+        index.note_files(new)
+        assert index.files() == new
+        assert index.get(["id0"]) == []
+        assert [item.path for item in index.get(["id1", "id9"])] == ["/p/1/1.jpg", "/p/2/9.jpg"]
 
 
 def test_acknowledged_is_kept_when_the_client_is_killed(uri: str) -> None:

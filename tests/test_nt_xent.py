@@ -58,6 +58,16 @@ def test_every_way_equals_nested_loops(temperature: float, dtype: torch.dtype) -
         assert found.accuracy.item() == pytest.approx(accuracy), tile
 
 
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_what_is_as_near_as_others_is_not_nearest(rows: int) -> None:
+    """Images that are all alike, or each there twice: the last bits of differently shaped products decide nothing."""
+    for seed in range(4):
+        few = torch.randn(rows, 128, generator=torch.Generator().manual_seed(seed))
+        alike = few.repeat(100 // rows, 1)
+        for tile in (13, 32, 100, 1000):
+            assert contrast(alike, alike, 0.1, tile=tile).accuracy == 0, tile
+
+
 def test_where_the_exponential_leaves_its_type() -> None:
     for dtype in (torch.float32, torch.float64):
         border = 2 / math.log(torch.finfo(dtype).max)

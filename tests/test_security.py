@@ -107,7 +107,7 @@ def start(base: Path, *options: str) -> Target:
     command += ["--gallery", str(base / "gallery"), *options]
     environment = {**os.environ, "SIMCLR_CACHE": str(base / "cache"), "TMPDIR": str(base / "tmp"), "ANY_TOKEN": MARK}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    environment.pop("GRADIO_TEMP_DIR", None)
+    environment["GRADIO_TEMP_DIR"] = str(base / "tmp")  # the app makes a folder of its own there
     process = subprocess.Popen(command, env=environment, cwd=base, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     line = process.stdout.readline().decode()

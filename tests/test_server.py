@@ -23,12 +23,13 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from python_multipart.multipart import MultipartParser
 from test_export import LABELS, tiny_student
 
 from app import serve
 from app.access import Access, access_for, accounts, told
 from app.engine import Engine
-from app.guard import Limits
+from app.guard import Limits, _Parts
 from app.index import Record, open_index
 from app.server import create_app, tidy
 from export.runtime import OnnxModel
@@ -271,11 +272,13 @@ def test_hosts_and_origins(engine: Engine, url: str, headers: dict[str, str], lo
 class Slowly:
     """A request whose body is held back."""
 
-    def __init__(self, url: str, path: str, declared: int, *, chunked: bool = False) -> None:
+    def __init__(self, url: str, path: str, declared: int, *, chunked: bool = False, kind: str = "") -> None:
         address = httpx.URL(url)
         self.socket = socket.create_connection((address.host, address.port), 10)
-        length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {declared}"
-        self.socket.sendall(f"POST {path} HTTP/1.1\r\nHost: {address.netloc.decode()}\r\n{length}\r\n\r\n".encode())
+        lines = [f"POST {path} HTTP/1.1", f"Host: {address.netloc.decode()}"]
+        lines += ["Transfer-Encoding: chunked" if chunked else f"Content-Length: {declared}"]
+        lines += [f"Content-Type: {kind}"] if kind else []
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
 
     def answer(self) -> str:
         with self.socket:
@@ -366,6 +369,42 @@ def test_memory_of_bodies_is_bounded(engine: Engine) -> None:
         assert httpx.post(f"{url}/api/embed", content=picture(0)).status_code == 200  # given back
 
 
+def upload(url: str, count: int) -> httpx.Response:
+    return httpx.post(f"{url}/gradio_api/upload", files=[("files", (f"{n}.png", picture(n))) for n in range(count)])
+
+
+def test_files_of_uploads_are_bounded(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    limits = Limits(files=3, open_files=5)
+    with served(create_app(engine, PUBLIC, page=page(engine), limits=limits)) as url:
+        assert len(upload(url, 3).json()) == 3
+        stored = set(tmp_path.rglob("*"))
+        refused = upload(url, 4)
+        assert (refused.status_code, refused.json()["error"]) == (413, "too_many")
+        assert "At most 3 files" in refused.json()["message"]
+        assert set(tmp_path.rglob("*")) == stored  # nothing of it stays
+        part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+        body = part + b"\r\n" + part + b"\r\n" + part + b"\r\n--x--\r\n"
+        slow = Slowly(url, "/gradio_api/upload", len(body), kind="multipart/form-data; boundary=x")
+        slow.socket.sendall(body[:-9])
+        time.sleep(0.2)
+        assert upload(url, 3).status_code == 503  # six files, of five
+        slow.socket.sendall(body[-9:])
+        assert slow.answer().startswith("HTTP/1.1 200")
+        assert len(upload(url, 3).json()) == 3  # given back
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_parts_are_counted_however_the_form_is_cut(size: int) -> None:
+    head = b'Content-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    between = (b"--a-b\r\n", b"\r\n--a-b\r\n", b"\r\n--a-b \t\r\n")
+    form = b"\r\n" + b"".join(text + head + b"--a-\r\n--a-b- -a-b" for text in between) + b"\r\n--a-b--\r\n"
+    begun: list[None] = []
+    MultipartParser(b"a-b", {"on_part_begin": lambda: begun.append(None)}).write(form)
+    parts = _Parts('multipart/form-data; boundary="a-b"')
+    assert sum(parts.begun(form[at : at + size]) for at in range(0, len(form), size)) == len(begun) == 3
+
+
 def test_under_overload_answers_are_right_or_refused_at_once(engine: Engine) -> None:
     """Many at a time, each with a picture of its own; who is answered gets the own answer."""
     wanted = {seed: engine.embed(engine.look(picture(seed))) for seed in range(60)}
@@ -448,6 +487,8 @@ def test_accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "users"
     file.write_text("# of the lab\nann:a:b\n\nbob: c \n", encoding="utf-8")
     assert accounts(file) == [("ann", "a:b"), ("bob", " c ")]
+    file.write_text("ann:a\nbob:b", encoding="utf-8-sig")  # as Windows' Notepad may write it
+    assert accounts(file) == [("ann", "a"), ("bob", "b")]
     monkeypatch.setenv("SIMCLR_AUTH", "eve:e")
     assert accounts(None) == [("eve", "e")]
     assert ("eve", "e") in accounts(file)
@@ -536,9 +577,43 @@ def test_tidy_keeps_the_newest(tmp_path: Path) -> None:
         file.parent.mkdir()
         file.write_bytes(b"0" * size)
         os.utime(file, (now - age, now - age))
-    assert tidy(tmp_path, {tmp_path / "own" / "file.png"}, seconds=3600, most=120) == 100
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "own"]
+    own = {tmp_path / "own" / "file.png"}
+    assert tidy(tmp_path, own, seconds=3600, most=20_000) == 2 * (50 + 8192)  # each takes whole blocks
+    assert sorted(path.parent.name for path in tmp_path.rglob("*.png")) == ["b", "c", "own"]
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (now - 300, now - 300))
+    (tmp_path / "new").mkdir()
+    assert tidy(tmp_path, own, seconds=3600) == 2 * (50 + 8192)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "new", "own"]
     assert tidy(tmp_path / "absent", set()) == 0
+
+
+def test_what_cannot_be_deleted_is_said_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(path: Path, **_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    (tmp_path / "visitors-own-name.png").write_bytes(b"0" * 5000)
+    assert tidy(tmp_path, set(), most=0) == 5000 + 8192
+    assert "Operation not permitted" in caplog.text
+    assert "visitors-own-name" not in caplog.text
+
+
+def test_the_folder_of_uploads_is_the_servers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tidied up: where others' files lie, there is a folder inside for this server, which goes with it."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_EXAMPLES_CACHE"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "shared"))
+    with serve._own_folder() as folder:
+        assert folder.parent == tmp_path / "shared"
+        (tmp_path / "shared" / "others.safetensors").write_bytes(b"0")
+        uploads = serve.be_quiet(folder)
+        assert uploads.parent == folder
+        assert os.environ["GRADIO_TEMP_DIR"] == str(uploads)
+        assert serve.be_quiet(tmp_path / "mine") == tmp_path / "mine" / "uploads"
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["others.safetensors"]
 
 
 # Starting and ending

@@ -216,6 +216,29 @@ def test_moving_average_by_hand() -> None:
         MovingAverage(model, decay=1.0, average_statistics=True)
 
 
+def test_a_short_average_forgets_where_it_began() -> None:
+    """A decay of 0.999 leaves nine tenths of the start after 100 steps, (1 + n) / (10 + n) nothing to speak of."""
+    model = make(3)
+    average = MovingAverage(model, decay=0.999, average_statistics=True, warm_up=True)
+    wanted, weights = model.classifier.weight.detach().double().clone(), torch.Generator().manual_seed(0)
+    for step in range(60):
+        with torch.no_grad():
+            model.classifier.weight.normal_(generator=weights)
+        average.update(model)
+        decay = (1 + step) / (10 + step)
+        wanted = decay * wanted + (1 - decay) * model.classifier.weight.detach()
+    torch.testing.assert_close(average.model.classifier.weight.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert average.updates == 60
+    average.load_state_dict(average.state_dict() | {"updates": torch.tensor(100_000.0)})
+    average.update(model)  # from here on with the decay asked for
+    torch.testing.assert_close(
+        average.model.classifier.weight.double(),
+        0.999 * wanted + 0.001 * model.classifier.weight.detach(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
 def test_the_buffer_holds_the_last_ones() -> None:
     buffer = MemoryBuffer(5, width=2)
     everything = torch.arange(1.0, 27).view(13, 2)

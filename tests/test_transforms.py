@@ -59,6 +59,27 @@ def test_modes_and_orientation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(zoo.read_image(tmp_path / "turned.png")[..., 0], np.rot90(grey, -1))
 
 
+@pytest.mark.parametrize(("mode", "dtype"), [("F", np.float32), ("I", np.int32)])
+def test_pixels_of_unknown_range_are_not_guessed(mode: str, dtype: type, tmp_path: Path) -> None:
+    """Floating point from 0 to 1, or 32 bits that hold 0 to 255, would be black pictures."""
+    picture = Image.fromarray(np.ones((6, 8), dtype))
+    assert picture.mode == mode
+    picture.save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: pixels of unknown range .* save it with 8 or 16 bits each\.$"):
+        zoo.read_image(tmp_path / "a.tif")
+    Image.fromarray(np.full((6, 8), 257, np.uint16)).save(tmp_path / "a.pgm")
+    assert (zoo.read_image(tmp_path / "a.pgm") == 1).all()
+
+
+def test_the_limit_in_force_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses twice as many, before our own limit
+    with pytest.raises(ValueError, match="more than the 1,000 pixels allowed here; make it smaller"):
+        zoo.read_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="more than the 900 pixels allowed"):
+        zoo.read_image(tmp_path / "a.png", max_pixels=900)
+
+
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     good = tmp_path / "good.jpg"
     Image.fromarray(RECORDED["eval_300x400_to_224_image"]).save(good)

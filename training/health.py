@@ -201,6 +201,7 @@ class Signs:
     learning_rate: float | None = None
     gradient_norm: float | None = None
     weight_norm: float | None = None
+    loss_scale: float | None = None  # of fp16: halved whenever a gradient overflows, and that step is left out
     batch_size: int | None = None  # images over all processes
     temperature: float | None = None
     memory: int = 0
@@ -250,6 +251,11 @@ def _no_gradient(signs: Signs) -> list[str]:
         found.append(
             "The gradient is exactly 0: nothing is learnt. All is frozen, the loss is cut off from the network, or "
             "every ReLU is dead; check what requires a gradient, and lower the learning rate."
+        )
+    if signs.loss_scale is not None and signs.loss_scale < 1:
+        found.append(
+            f"Gradients overflow in fp16: the loss is scaled by {signs.loss_scale:g}, halved for each step left out. "
+            "Go on with bf16 or fp32."
         )
     if signs.weight_norm == 0:
         found.append(

@@ -221,6 +221,8 @@ class _Journal:
         speed, self._images, self._tick = self._images / max(now - self._tick, 1e-9), 0, now
         entry: Entry = {"step": self.done, "epoch": self.done / self.plan.steps_per_epoch, **values}
         entry |= self.step.stage.signs()
+        if self.step.scaler.is_enabled():
+            entry["loss_scale"] = self.step.scaler.get_scale()
         entry |= {"learning_rate": rate, "images_per_second": speed * distributed.size(), "seconds": now - self._began}
         self.log.add(entry)
         self._tell(entry)

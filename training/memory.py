@@ -14,15 +14,20 @@ class MovingAverage(nn.Module):
     """A copy of a model whose weights follow the model's: average = decay * average + (1 - decay) * weights.
 
     ``average_statistics`` says whether the running statistics of batch norm follow likewise; if not, they are moved by
-    the copy's own passes (the memory's encoder, which sees every batch).
+    the copy's own passes (the memory's encoder, which sees every batch). With ``warm_up`` update n, from 0, has the
+    decay (1 + n) / (10 + n) while that is less (as TensorFlow's ExponentialMovingAverage with num_updates): else the
+    result of a short run is for the most part where it began.
     """
 
-    def __init__(self, model: SimCLR, *, decay: float, average_statistics: bool) -> None:
+    updates: Tensor | None
+
+    def __init__(self, model: SimCLR, *, decay: float, average_statistics: bool, warm_up: bool = False) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"A moving average's decay lies in [0, 1), not {decay!r}; the paper uses 0.999.")
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay, self.average_statistics = decay, average_statistics
+        self.register_buffer("updates", torch.zeros((), dtype=torch.float64) if warm_up else None)
 
     @torch.no_grad()
     def update(self, model: SimCLR) -> None:
@@ -30,8 +35,12 @@ class MovingAverage(nn.Module):
         pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
         if self.average_statistics:
             pairs += zip(self.model.buffers(), model.buffers(), strict=True)  # type: ignore[arg-type]
+        share: float | Tensor = 1 - self.decay
+        if self.updates is not None:
+            share = 1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
+            self.updates += 1
         for average, value in pairs:
-            average.lerp_(value, 1 - self.decay)
+            average.lerp_(value, share.to(average) if isinstance(share, Tensor) else share)
 
 
 class MemoryBuffer(nn.Module):

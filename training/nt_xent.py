@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from training import distributed
 
+_TIE = 16  # units of rounding in a cosine: so much above all others counts as nearest, less is a tie, and is not
 KEPT = 32 * 2**20  # bytes of tiles that the forward pass leaves for the backward pass
 EPSILON = 1e-12  # no row is taken to be shorter than this
 
@@ -133,7 +134,8 @@ class NtXent(torch.autograd.Function):
         ctx.temperature, ctx.tile, ctx.batch, ctx.steady = temperature, tile, batch, steady
         accuracy = rows.new_zeros(())
         if negatives.top is not None:
-            accuracy = (positive > negatives.top.view(-1, 2)).sum().to(rows.dtype) / (2 * batch)
+            tie = _TIE * torch.finfo(rows.dtype).eps / temperature
+            accuracy = (positive - negatives.top.view(-1, 2) > tie).sum().to(rows.dtype) / (2 * batch)
         ctx.mark_non_differentiable(accuracy)
         return losses.sum() / batch, accuracy
 

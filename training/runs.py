@@ -65,6 +65,7 @@ _SIGNS = (
     "feature_rows",
     "feature_spread",
     "learning_rate",
+    "loss_scale",
 )
 _log = logging.getLogger("simclrv2")
 

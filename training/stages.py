@@ -49,7 +49,7 @@ class Stage(nn.Module):
 
     def keep_average(self, decay: float) -> None:
         """Keep a moving average of the weights and statistics from here on."""
-        self.average = MovingAverage(self.model, decay=decay, average_statistics=True)
+        self.average = MovingAverage(self.model, decay=decay, average_statistics=True, warm_up=True)
 
     def kept(self) -> dict[str, nn.Module]:
         """What a checkpoint holds, by name."""

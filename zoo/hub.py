@@ -5,8 +5,9 @@ import importlib
 import json
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ from zoo.model_file import (
 from zoo.simclr import SimCLR
 
 _PATTERNS = [CONFIG_FILE, "model*.safetensors", SHARD_INDEX]
-_OURS = (  # what a push replaces
-    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.onnx|[^/]+\.onnx\.[0-9a-f]{12}\.data"
-)
+_CARD_FILE, _EXPORT_FILE = "README.md", "model.onnx"
+_WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"  # what a push replaces,
+_EXPORTS = r"model\.onnx|[^/]+\.onnx\.[0-9a-f]{12}\.data"  # and this with a new export, or with other weights
 _SHARD_BYTES = 5_000_000_000
 _NO_XET = "This Hub does not speak Xet, the client's way to send large files; set HF_HUB_DISABLE_XET=1 and try again."
 
@@ -164,7 +165,8 @@ def push(
 
     One commit of safetensors (in shards over ``shard_bytes``), config.json, a model card, and the exported ``onnx`` if
     given, as model.onnx, with the file of its external data if it has one, under the name that it has for it; where
-    nothing changed there is none. ``measured``: for the card, what ``simclr evaluate --json`` prints (keys
+    nothing changed there is none. An export that is there stays as long as the weights do; what is deleted is told on
+    the error output. ``measured``: for the card, what ``simclr evaluate --json`` prints (keys
     ``top1`` and ``top5`` from 0 to 1, ``images``, ``interval``) with the name of the ``dataset``. ``tag`` names the
     commit for good.
 
@@ -175,8 +177,9 @@ def push(
     api = HfApi(endpoint=endpoint(), token=token)
     with tempfile.TemporaryDirectory(prefix="simclr-push-") as name:
         files = _stage(model, repo_id, Path(name), measured, onnx, shard_bytes)
+        exported = card.model_card(model, repo_id, measured, onnx=True)
         with _told(repo_id, tag):
-            return _commit(api, repo_id, files, message=_message(model), tag=tag, private=private)
+            return _commit(api, repo_id, files, exported, message=_message(model), tag=tag, private=private)
 
 
 def _message(model: SimCLR) -> str:
@@ -184,35 +187,61 @@ def _message(model: SimCLR) -> str:
 
 
 def _commit(
-    api: Any, repo_id: str, files: Mapping[str, Path], *, message: str, tag: str | None, private: bool | None
+    api: Any,
+    repo_id: str,
+    files: Mapping[str, Path],
+    exported: str,
+    *,
+    message: str,
+    tag: str | None,
+    private: bool | None,
 ) -> str:
-    """What is new of ``files`` in one commit, if anything is, and the tag."""
+    """What is new of ``files`` in one commit, if anything is, and the tag. ``exported``: the card where one stays."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     api.create_repo(repo_id, private=private, exist_ok=True)
     head = api.model_info(repo_id, files_metadata=True)
     there = {file.rfilename: file for file in head.siblings or ()}
-    changed = [path for path, file in files.items() if path not in there or not _same(file, there[path])]
-    stale = [path for path in there if path not in files and re.fullmatch(_OURS, path)]
+    changed, stale = _changes(files, there, exported)
     if (
-        changed == [CONFIG_FILE] and not stale and CONFIG_FILE in there
+        changed == {CONFIG_FILE} and not stale and CONFIG_FILE in there
     ):  # its outputs differ in the last bits by machine
         theirs = api.hf_hub_download(
             repo_id, CONFIG_FILE, revision=head.sha, local_dir=files[CONFIG_FILE].parent / "there"
         )
         if _but_outputs(Path(theirs)) == _but_outputs(files[CONFIG_FILE]):
-            changed = []
+            changed = set()
     tagged = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}.get(tag or "")
     if tagged is not None and (changed or stale or tagged != head.sha):
         raise HubError(f"{repo_id} has a tag {tag!r} already, on the commit {tagged[:8]}; choose another.")
     commit = str(head.sha)
     if changed or stale:
-        operations: list[Any] = [CommitOperationDelete(path) for path in stale]
-        operations += [CommitOperationAdd(path, files[path]) for path in changed]
+        operations: list[Any] = [CommitOperationDelete(path) for path in sorted(stale)]
+        operations += [CommitOperationAdd(path, files[path]) for path in sorted(changed)]
         commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=commit).oid
+        if stale:
+            print(f"{repo_id}: deleted {', '.join(sorted(stale))}, of the version before.", file=sys.stderr)
     if tag is not None and tagged is None:
         api.create_tag(repo_id, tag=tag, revision=commit)
     return commit
+
+
+def _changes(files: Mapping[str, Path], there: Mapping[str, Any], exported: str) -> tuple[set[str], set[str]]:
+    """The paths to write and those to delete. An export of the same weights stays unless a new one comes, and the card
+    (its text then: ``exported``) goes on naming it."""
+
+    def differing(paths: Iterable[str]) -> set[str]:
+        return {path for path in paths if path not in there or not _same(files[path], there[path])}
+
+    changed, left = differing(files), there.keys() - files.keys()
+    stale = {path for path in left if re.fullmatch(_WEIGHTS, path)}
+    exports = {path for path in left if re.fullmatch(_EXPORTS, path)}
+    if _EXPORT_FILE in files or any(re.fullmatch(_WEIGHTS, path) for path in changed | stale):
+        return changed, stale | exports
+    if _EXPORT_FILE in exports:
+        files[_CARD_FILE].write_text(exported, encoding="utf-8")
+        changed = changed - {_CARD_FILE} | differing([_CARD_FILE])
+    return changed, stale
 
 
 def _but_outputs(config: Path) -> dict[str, Any]:
@@ -235,7 +264,7 @@ def _stage(
     hashes = _write_tensors(model, folder, metadata(model), shard_bytes)
     write_config(folder / CONFIG_FILE, config_of(describe(model), hashes) | {"probe": _outputs(model)})
     text = card.model_card(model, repo_id, measured, onnx=onnx is not None)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / _CARD_FILE).write_text(text, encoding="utf-8")
     files = {file.name: file for file in sorted(folder.iterdir())}
     if onnx is not None:
         exported = _export_of(model, Path(onnx))
@@ -310,7 +339,7 @@ def _export_of(model: SimCLR, path: Path) -> dict[str, Path]:
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return {"model.onnx": path} | _data_of(path, told.get("external_data", "{}"), located)
+    return {_EXPORT_FILE: path} | _data_of(path, told.get("external_data", "{}"), located)
 
 
 def _data_of(path: Path, told: str, located: set[str]) -> dict[str, Path]:

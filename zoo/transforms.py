@@ -28,7 +28,7 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     transparency is laid on white).
 
     Raises ValueError, in one line, for what cannot be read, is truncated, is in none of ``FORMATS``, or has more than
-    ``max_pixels`` pixels (checked from the header, before anything is decoded).
+    ``max_pixels`` pixels, or twice ``Image.MAX_IMAGE_PIXELS`` (checked from the header, before anything is decoded).
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -39,7 +39,10 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, Image.Image):
-        return np.asarray(_to_rgb(image))
+        try:
+            return np.asarray(_to_rgb(image))
+        except _NotTakenError as error:
+            raise ValueError(f"An image has {error}") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels are counted next
@@ -47,7 +50,7 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         with opened:
             width, height = opened.size
             if width * height > max_pixels:
-                raise _TooLargeError(
+                raise _NotTakenError(
                     f"{width} x {height} pixels is more than the {max_pixels:,} allowed; make it smaller."
                 )
             return np.asarray(_to_rgb(opened))
@@ -56,16 +59,17 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except UnidentifiedImageError:
         raise ValueError(f"{image}: not an image in a known format ({', '.join(_formats())}).") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{image}: more than the {max_pixels:,} pixels allowed; make it smaller.") from None
-    except _TooLargeError as error:
+        allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow's own, which a process may lower
+        raise ValueError(f"{image}: more than the {allowed:,} pixels allowed here; make it smaller.") from None
+    except _NotTakenError as error:
         raise ValueError(f"{image}: {error}") from None
     except Exception as error:  # decoders raise many things on damaged files
         reason = str(error) if isinstance(error, OSError) else type(error).__name__
         raise ValueError(f"{image}: cannot be read as an image ({reason}).") from None
 
 
-class _TooLargeError(Exception):
-    """More pixels than allowed."""
+class _NotTakenError(Exception):
+    """An image that could be decoded, and is not: why, and what to do."""
 
 
 def _formats() -> tuple[str, ...]:
@@ -78,7 +82,10 @@ def _formats() -> tuple[str, ...]:
 def _to_rgb(image: "Image.Image") -> "Image.Image":
     from PIL import Image, ImageOps
 
+    kind = image.format
     image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or (image.mode == "I" and kind == "TIFF"):
+        raise _NotTakenError("pixels of unknown range (floating point or 32 bits); save it with 8 or 16 bits each.")
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.asarray(image).astype(np.float32)
         return Image.fromarray((grey / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
