@@ -5,8 +5,9 @@ import csv
 import io
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,10 +18,10 @@ from app import atlas
 from app.engine import Engine
 from app.index import UPLOADED, Filter, Item
 from export.embeddings import normalise
+from export.heads import check_classes
 from zoo.files import written_whole
 from zoo.transforms import read_image
 
-LONGEST_LABEL = 60
 SHOWN = 640  # pixels of the longer side of a picture to look at
 FEWEST = 5  # labels from which the nearest ones say something
 _COLUMNS = ("path", "label")
@@ -70,22 +71,33 @@ def read_labels(table: Path) -> dict[str, str]:
     return {row[path].strip(): row[label].strip() for row in read.rows if row[path].strip() and row[label].strip()}
 
 
-def put_label(table: Path, picture: str, label: str | None, *, root: str = "") -> str | None:
+def put_label(
+    table: Path,
+    picture: str,
+    label: str | None,
+    *,
+    root: str = "",
+    over: Collection[str | None] | None = None,
+) -> str | None:
     """Write the label of a picture, by its full path, into the table; None takes its row out. What stood there before:
     None if it had no row, "" if the row had no label yet.
 
     All else in the table stays, other columns too. Of two writers, threads or processes, one waits. ``root``: as in
-    ``labelled_ids``. Raises ValueError, in one line, for a file that is not such a table or cannot be written; the old
-    one is then untouched.
+    ``labelled_ids``. ``over``: what may stand there before, by default anything.
+
+    Raises ValueError, in one line, for a file that is not such a table or cannot be written, and ``Labelled`` where
+    something else than ``over`` stands there; the table is then untouched.
     """
     try:
         table.parent.mkdir(parents=True, exist_ok=True)
         with _alone(table):
             read = _read(table)
             path, place = read.places
-            names = {picture, *(os.path.relpath(picture, folder) for folder in _folders(table, root))}
-            mine = [row for row in read.rows if os.path.normpath(row[path].strip()) in names]
+            mine = _rows_of(picture, read, _Starts(table, root))
             before = next((row[place].strip() for row in mine), None)
+            if over is not None and before not in over:
+                says = f"says {before!r} of it" if before else "gives it no label"
+                raise Labelled(f"{PurePosixPath(picture).name}: {table.name} {says} by now, and was left as it is.")
             rows = read.rows if label is not None else [row for row in read.rows if row not in mine]
             for row in mine:
                 row[place] = label or ""
@@ -124,47 +136,107 @@ def _alone(table: Path) -> Iterator[None]:
             os.close(folder)
 
 
-def _folders(table: Path, root: str) -> list[str]:
-    """From where the paths of a table may start: its own folder, ``root``, and those above."""
-    above = [folder.as_posix() for folder in (Path(root), *Path(root).parents)] if root else []
-    return [table.parent.as_posix(), *above]
+class _Starts:
+    """From where the paths of a table may start: its own folder, ``root`` and those above it, and the folders beside
+    the table and beside ``root``."""
+
+    def __init__(self, table: Path, root: str) -> None:
+        self._own, self._root = table.parent.absolute(), root
+        self._depth = len(root.rstrip("/").split("/")) if root else 0
+        self._holding: dict[str, list[Path]] = {}
+
+    @cached_property
+    def _folders(self) -> list[Path]:
+        above = [Path(self._root), *Path(self._root).parents] if self._root else []
+        beside = [*_folders_in(self._own), *(_folders_in(above[0].parent) if above else [])]
+        return list(dict.fromkeys((self._own, *above, *beside)))
+
+    def names(self, picture: str) -> list[str]:
+        """How the table may name a picture, by its full path last."""
+        near = _plain(os.path.relpath(picture, self._own))
+        nearer = [] if near.startswith("../") else [near.partition("/")[2]]  # from the folder beside the table
+        parts = picture.split("/")
+        return [*("/".join(parts[first:]) for first in range(1, self._depth + 1)), *nearer, near, picture]
+
+    def doubtful(self, path: str, picture: str) -> bool:
+        """Whether one of the names of a picture is that of another file, too."""
+        places = (folder / path for folder in self._that_hold(path.partition("/")[0]))
+        return path != picture and any(place.is_file() and not _same(place, Path(picture)) for place in places)
+
+    def _that_hold(self, name: str) -> list[Path]:
+        if name not in self._holding:
+            self._holding[name] = [folder for folder in self._folders if (folder / name).exists()]
+        return self._holding[name]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as inside:
+            return [Path(entry.path) for entry in inside if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _same(place: Path, picture: Path) -> bool:
+    return picture.exists() and place.samefile(picture)
+
+
+def _plain(path: str) -> str:
+    return os.path.normpath(path).replace(os.sep, "/")
+
+
+def _rows_of(picture: str, read: _Table, starts: _Starts) -> list[list[str]]:
+    """The rows that name a picture and no other file."""
+    names, path = starts.names(picture), read.places[0]
+    named = [(row, _plain(row[path].strip())) for row in read.rows]
+    return [row for row, name in named if name in names and not starts.doubtful(name, picture)]
+
+
+class Labelled(ValueError):  # noqa: N818
+    """The table says something else of a picture meanwhile."""
 
 
 class Before(NamedTuple):
-    """What was said of a picture before it was labelled: in the table (None: it had no row), and in the gallery."""
+    """What was said of a picture before it was labelled: in the table (None: it had no row), and in the gallery; and
+    the label that it was given."""
 
     id: str
     path: str
     table: str | None
     gallery: str
+    label: str
 
 
-def give_label(engine: Engine, table: Path, item: Item, label: str) -> Before:
-    """Label a gallery picture, in the table and in the gallery.
+def give_label(
+    engine: Engine, table: Path, item: Item, label: str, *, over: Collection[str | None] | None = None
+) -> Before:
+    """Label a gallery picture, in the table and in the gallery. ``over``: as in ``put_label``.
 
     Raises ValueError for a label that cannot be used, a picture that no file holds, or as ``put_label`` does.
     """
     if item.path.startswith(UPLOADED):
         raise ValueError("This picture came through the page; no file holds it, so training could not read it.")
-    label = clean_label(label)
-    before = put_label(table, item.path, label, root=engine.places().root)
+    label = clean_label(label, known={*engine.model.labels, *read_labels(table).values()})
+    before = put_label(table, item.path, label, root=engine.places().root, over=over)
     if engine.index is not None:
         engine.index.set_label([item.id], label)
-    return Before(item.id, item.path, before, item.label)
+    return Before(item.id, item.path, before, item.label, label)
 
 
 def take_label(engine: Engine, table: Path, before: Before) -> None:
-    """Undo ``give_label``. Raises ValueError as ``put_label`` does."""
-    put_label(table, before.path, before.table, root=engine.places().root)
+    """Undo ``give_label``, if its label still stands in the table. Raises ValueError as ``put_label`` does."""
+    put_label(table, before.path, before.table, root=engine.places().root, over=(before.label.strip(),))
     if engine.index is not None:
         engine.index.set_label([before.id], before.gallery)
 
 
-def clean_label(text: str) -> str:
-    """A label as it is kept. Raises ValueError for one that cannot be used."""
+def clean_label(text: str, *, known: Collection[str] = ()) -> str:
+    """A label as it is kept: one of those ``known`` as it is, a new one with single blanks. Raises ValueError, as
+    ``export.heads.check_classes`` does, for one that cannot be used."""
+    if text in known and text.strip():
+        return text
     text = " ".join(text.split())
-    if not text or len(text) > LONGEST_LABEL or not text.isprintable():
-        raise ValueError(f"A label has 1 to {LONGEST_LABEL} letters; {text[:20]!r} cannot be used.")
+    check_classes([text])
     return text
 
 
@@ -175,17 +247,18 @@ def optional_label(text: str | None) -> str:
 
 def labelled_ids(engine: Engine, table: Path) -> dict[str, str]:
     """id -> label of the gallery's pictures that the table names: by their full path, or one relative to the table's
-    folder, to the folder that all the gallery's pictures have in common, or to a folder above that."""
-    if engine.index is None:
+    folder or one in it, to the folder that all the gallery's pictures have in common (``root``), or to a folder above
+    that. A relative path that may be that of another file, too, names none."""
+    given = {_plain(path): label for path, label in read_labels(table).items()}
+    if engine.index is None or not given:
         return {}
-    given = read_labels(table)
-    ids = {item.path: item.id for item in engine.index.items(limit=engine.index.count())} if given else {}
-    folders, found = _folders(table, engine.places().root), {}
-    for path, label in given.items():
-        places = (Path(os.path.normpath(f"{folder}/{path}")).as_posix() for folder in folders)
-        place = path if path in ids else next((place for place in places if place in ids), None)
-        if place is not None:
-            found[ids[place]] = label
+    starts, found = _Starts(table, engine.places().root), {}
+    files = {path.rpartition("/")[2] for path in given}
+    for item in engine.index.items(limit=engine.index.count()):
+        if item.path.rpartition("/")[2] in files and not item.path.startswith(UPLOADED):
+            for path in starts.names(item.path):
+                if path in given and not starts.doubtful(path, item.path):
+                    found[item.id] = given[path]
     return found
 
 

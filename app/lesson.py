@@ -11,12 +11,11 @@ import numpy as np
 from app.batching import Busy
 from export.embeddings import normalise
 from export.head_file import save_head, taught_facts
-from export.heads import Taught, for_length, probabilities, teach
+from export.heads import Taught, check_classes, for_length, probabilities, teach
 from export.runtime import OnnxModel
 
 MOST_CLASSES = 50
 MOST_EXAMPLES = 500  # of all classes together: a session's examples are kept in memory
-LONGEST_NAME = 60
 PATIENCE = 5.0  # seconds to wait for a turn at the arithmetic
 _TURNS = threading.BoundedSemaphore(2)
 
@@ -49,8 +48,7 @@ def add_class(lesson: Lesson, name: str) -> Lesson:
     name = " ".join(name.split())
     if not name:
         raise ValueError("Give the class a name.")
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"A class's name has at most {LONGEST_NAME} letters; give a shorter one.")
+    check_classes([name])
     if name in lesson.classes:
         return lesson._replace(active=name)
     if len(lesson.classes) >= MOST_CLASSES:
@@ -127,8 +125,9 @@ def _turn() -> Iterator[None]:
 def save(lesson: Lesson, taught: Taught, student: OnnxModel, folder: Path) -> Path:
     """A copy of the student's file with the taught classes, in ``folder``.
 
-    Raises ValueError for a student whose file cannot be changed so.
+    Raises ValueError for a student whose file cannot be changed so, or was replaced since it was opened.
     """
     length = float(np.median([example.length for _, example in lesson.examples()]))
     out = folder / f"{student.path.stem}.taught.onnx"
-    return save_head(student.path, for_length(taught.head, length), out, facts=taught_facts(taught))
+    head, facts = for_length(taught.head, length), taught_facts(taught)
+    return save_head(student.path, head, out, facts=facts, fingerprint=student.fingerprint)

@@ -38,7 +38,9 @@ def taught_facts(taught: Taught) -> dict[str, Any]:
     }
 
 
-def save_head(student: Path, head: Head, out: Path, *, facts: Mapping[str, Any] | None = None) -> Path:
+def save_head(
+    student: Path, head: Head, out: Path, *, facts: Mapping[str, Any] | None = None, fingerprint: str | None = None
+) -> Path:
     """Write a copy of a student whose classifier is ``head``, on its features, and return ``out``.
 
     ``student``: a file of ``simclr export``, in fp32, fp16 or int8, with a classifier, on whatever layer, or without.
@@ -46,14 +48,20 @@ def save_head(student: Path, head: Head, out: Path, *, facts: Mapping[str, Any] 
     float32 and made for features as they are, not of length one (``export.heads.for_length``). ``facts``: how it was
     taught (``taught_facts``); the date and the student's name and SHA-256 are added, and the student's accuracy and
     whatever else was told of its classifier is gone. The self-test is made anew, and the file opened as its users will
-    before it appears.
+    before it appears. ``fingerprint``: of the student that the head was taught on (``OnnxModel.fingerprint``), where it
+    was opened earlier.
 
-    Raises ValueError, in one line, for a file that ``OnnxModel`` refuses, one with its weights in a second file, a head
-    of another width, class names that ``check_classes`` refuses, or an ``out`` that cannot be.
+    Raises ValueError, in one line, for a file that ``OnnxModel`` refuses, one of another fingerprint, one with its
+    weights in a second file, a head of another width, class names that ``check_classes`` refuses, or an ``out`` that
+    cannot be.
     """
     student, out = Path(student), Path(out)
     _check_out(student, out)
     model = OnnxModel(student)
+    if fingerprint not in (None, model.fingerprint):
+        raise ValueError(
+            f"{student}: replaced since the head was taught on it; open it again (restart the app), and teach it again."
+        )
     _check_head(model, head)
     try:
         import onnx

@@ -145,6 +145,17 @@ def test_csv_mistakes_are_named(tmp_path, text, message):
         data.from_csv(tmp_path / "labels.csv", classes=["x", "y"])
 
 
+def test_a_file_is_one_however_its_path_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _save(tmp_path / "cat" / "1.png", 0)
+    table, again = Path("labels.csv"), f"{tmp_path}/cat/1.png,tabby\n./cat/1.png,tabby\ncat/../cat/1.png,tabby\n"
+    table.write_text(f"path,label\ncat/1.png,tabby\n{again}")
+    assert data.from_csv(table).paths == (Path("cat/1.png"),)
+    table.write_text(f"path,label\ncat/1.png,tabby\n{tmp_path}/cat/1.png,lynx\n")
+    with pytest.raises(ValueError, match=r"two labels for 'cat/1.png \(tabby or lynx\?\)'. Keep one row for each file"):
+        data.from_csv(table)
+
+
 def test_csv_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         data.from_csv(tmp_path / "labels.csv")

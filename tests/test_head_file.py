@@ -201,6 +201,15 @@ def test_names_that_are_kept(tmp_path: Path) -> None:
     assert export.OnnxModel(path).labels == kept
 
 
+def test_a_head_of_another_file_is_refused(tmp_path: Path) -> None:
+    student, out = onnx_files.student(tmp_path / "student.onnx"), tmp_path / "taught.onnx"
+    fingerprint = export.OnnxModel(student).fingerprint
+    save_head(student, head_of(4), out, fingerprint=fingerprint)
+    onnx_files.student(student, labels=["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"student\.onnx: replaced since .*; open it again \(restart the app\)"):
+        save_head(student, head_of(4), out, fingerprint=fingerprint)
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     student, out, good = onnx_files.student(tmp_path / "student.onnx"), tmp_path / "taught.onnx", head_of(4)
     outside = onnx_files.student(tmp_path / "large.onnx", external="large.data")

@@ -29,7 +29,8 @@ def engine_of(vectors: np.ndarray, paths: list[str]) -> Any:
         get=lambda some: [item for one in some for item in items if item.id == one],
     )  # fmt: skip
     return SimpleNamespace(
-        index=index, vectors_of=lambda some: vectors[[ids.index(one) for one in some]],
+        index=index, model=SimpleNamespace(labels=()),
+        vectors_of=lambda some: vectors[[ids.index(one) for one in some]],
         places=lambda: places({folder_of(path) for path in paths}),
     )  # fmt: skip
 
@@ -57,9 +58,21 @@ def test_another_file_is_not_taken_for_a_table(tmp_path: Path) -> None:
 
 def test_labels_are_cleaned_or_refused() -> None:
     assert labelling.clean_label("  garbage   truck ") == "garbage truck"
-    for text in ("", " ", "x" * 61, "a\x07b"):
-        with pytest.raises(ValueError, match="1 to 60 letters"):
-            labelling.clean_label(text)
+    for text in ("می‌خواهم", "👩‍🔬 lab", "x" * 200):
+        assert labelling.clean_label(text) == text
+    for text, said in ((" ", "no name of a class"), ("x" * 201, "201 letters"), ("a\x07b", "control characters")):
+        with pytest.raises(ValueError, match=said):
+            labelling.clean_label(text, known=("", " "))
+
+
+def test_names_that_are_known_stay_as_they_are(tmp_path: Path) -> None:
+    engine, table = engine_of(np.eye(2, dtype=np.float32), ["/p/a.jpg", "/p/b.jpg"]), tmp_path / "labels.csv"
+    engine.index.set_label = lambda ids, label: None
+    long = "y" * 201
+    engine.model.labels = ("two  spaces", long)
+    assert labelling.give_label(engine, table, Item("id0", "/p/a.jpg", ""), "two  spaces").label == "two  spaces"
+    labelling.give_label(engine, table, Item("id1", "/p/b.jpg", ""), long)
+    assert labelling.read_labels(table) == {"/p/a.jpg": "two  spaces", "/p/b.jpg": long}
 
 
 def test_the_table_names_pictures_by_full_or_relative_path(tmp_path: Path) -> None:
@@ -84,6 +97,45 @@ def test_the_table_that_training_was_given_counts_and_gets_no_second_row(tmp_pat
     assert labelling.put_label(table, paths[2], None, root=root) == "dog"  # as Undo does
     assert labelling.put_label(table, paths[1], "", root=root) == "dog"
     assert table.read_text() == f"path,label\n{names[0]},cat\n{names[1]},\n"
+
+
+def pictures(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [(folder / name).as_posix() for name in names]
+
+
+@pytest.mark.parametrize("place", [".", "elsewhere"])
+def test_the_row_of_another_file_stays(tmp_path: Path, place: str) -> None:
+    """A table that was written for --images train, and a gallery of val."""
+    mine, _, _ = pictures(tmp_path, "val/cat/1.jpg", "val/dog/2.jpg", "train/cat/1.jpg")
+    engine, table = engine_of(np.eye(1, dtype=np.float32), [mine]), tmp_path / place / "labels.csv"
+    root = (tmp_path / "val").as_posix()
+    engine.places = lambda: places({root, folder_of(mine)})
+    table.parent.mkdir(exist_ok=True)
+    table.write_text("path,label\ncat/1.jpg,tabby\n")
+    assert labelling.labelled_ids(engine, table) == {}
+    assert labelling.put_label(table, mine, "lynx", root=root) is None
+    assert table.read_text() == f"path,label\ncat/1.jpg,tabby\n{mine},lynx\n"
+    assert labelling.labelled_ids(engine, table) == {"id0": "lynx"}
+
+
+def test_a_row_is_found_again_when_a_folder_from_elsewhere_has_joined(tmp_path: Path) -> None:
+    mine, other = pictures(tmp_path, "work/train/cat/1.jpg", "elsewhere/3.jpg")
+    engine, table = engine_of(np.eye(2, dtype=np.float32), [mine, other]), tmp_path / "work" / "labels.csv"
+    table.write_text("path,label\ncat/1.jpg,tabby\n")
+    assert labelling.labelled_ids(engine, table) == {"id0": "tabby"}
+    assert labelling.put_label(table, mine, "lynx", root=engine.places().root) == "tabby"
+    assert table.read_text() == "path,label\ncat/1.jpg,lynx\n"
+
+
+def test_a_link_to_a_picture_is_no_other_file(tmp_path: Path) -> None:
+    mine = pictures(tmp_path, "train/cat/1.jpg")[0]
+    (tmp_path / "link").symlink_to(tmp_path / "train", target_is_directory=True)
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\ncat/1.jpg,\n")
+    assert labelling.put_label(table, mine, "lynx", root=(tmp_path / "train").as_posix()) == ""
 
 
 def test_what_else_is_in_a_table_stays(tmp_path: Path) -> None:
@@ -177,8 +229,15 @@ def test_a_label_is_in_the_gallery_too_and_is_taken_back_from_both(tmp_path: Pat
     table.write_text("path,label\n/p/a.jpg,\n")
     before = labelling.give_label(engine, table, Item("id0", "/p/a.jpg", "folder"), " x  y ")
     assert table.read_text() == "path,label\n/p/a.jpg,x y\n"
+    labelling.put_label(table, "/p/a.jpg", "somebody else's")
+    with pytest.raises(labelling.Labelled, match=r"a\.jpg: labels\.csv says \"somebody else's\" of it by now"):
+        labelling.take_label(engine, table, before)
+    assert labelling.read_labels(table) == {"/p/a.jpg": "somebody else's"}
+    labelling.put_label(table, "/p/a.jpg", "x y")
     labelling.take_label(engine, table, before)
     assert table.read_text() == "path,label\n/p/a.jpg,\n"
+    with pytest.raises(labelling.Labelled, match=r"labels\.csv gives it no label by now"):
+        labelling.take_label(engine, table, before)
     assert said == [(["id0"], "x y"), (["id0"], "folder")]
     with pytest.raises(ValueError, match="no file holds it"):
         labelling.give_label(engine, table, Item("id1", "upload/b.jpg", ""), "x")

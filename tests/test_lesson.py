@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx_files
 import pytest
 from test_export import tiny_student
 
@@ -65,7 +66,7 @@ def test_names_and_numbers_are_bounded() -> None:
     lesson = lessons.add_class(Lesson(), "  my \n dog ")
     assert lesson == Lesson({"my dog": ()}, "my dog")
     assert lessons.add_class(lessons.add_class(lesson, "b"), "my dog").active == "my dog"
-    for name, said in ((" ", "Give the class a name"), ("x" * 61, "at most 60 letters"), ("a\u202eb", "shorter one")):
+    for name, said in ((" ", "Give the class a name"), ("x" * 201, "201 letters"), ("a\x07b", "control characters")):
         with pytest.raises(ValueError, match=said):
             lessons.add_class(lesson, name)
     with pytest.raises(ValueError, match="Name a class first"):
@@ -97,6 +98,23 @@ def test_the_copy_of_the_student_knows_the_taught_classes(tmp_path: Path) -> Non
     np.testing.assert_array_equal(copy.embed(list(pictures)), features)
     assert copy.classify(list(pictures)).argmax(1).tolist() == [0, 0, 0, 1, 1, 1]
     assert "accuracy" not in copy.facts  # the student's, which is not the copy's
+
+
+@pytest.mark.parametrize("name", ["می‌خواهم", "👩‍🔬 lab", "x" * 200])
+def test_names_that_a_head_takes(name: str) -> None:
+    assert lessons.add_class(Lesson(), name).active == name
+
+
+def test_a_student_replaced_meanwhile_is_not_saved_into(tmp_path: Path) -> None:
+    path = onnx_files.student(tmp_path / "student.onnx")
+    student = export.OnnxModel(path, threads=1)
+    lesson = taught_apart(width=student.feature_width)
+    taught = lessons.fit(lesson)
+    assert taught is not None
+    onnx_files.student(path, labels=["a", "b", "c"])
+    with pytest.raises(ValueError, match="replaced since the head was taught on it"):
+        lessons.save(lesson, taught, student, tmp_path)
+    assert list(tmp_path.glob("*.taught.onnx")) == []
 
 
 def test_too_many_examples_are_refused_before_they_are_read() -> None:

@@ -3,6 +3,7 @@
 import csv as csv_module
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,9 +108,10 @@ def from_csv(csv: str | Path, *, root: str | Path | None = None, classes: Sequen
     """A CSV file with the columns ``path`` and ``label`` (class names), in the order of its rows.
 
     Paths are relative to ``root``, by default the CSV file's folder. ``classes`` gives the classes' order; by default
-    it is the labels, sorted (as numbers if all are whole numbers). A path repeated with the same label counts once.
+    it is the labels, sorted (as numbers if all are whole numbers). A file repeated with the same label counts once,
+    however its path is written.
 
-    Raises ValueError for missing columns, missing files, empty or unknown labels, or a path with two labels.
+    Raises ValueError for missing columns, missing files, empty or unknown labels, or a file with two labels.
     """
     csv = Path(csv)
     return _from_rows(_csv_rows(csv), csv, root=root, classes=classes)
@@ -188,7 +190,7 @@ def _from_rows(
 ) -> ImageSet:
     """The checks that all tables share, and what is left after them."""
     base = table.parent if root is None else Path(root)
-    labels = _one_label_each(rows, table)
+    labels = _one_label_each(rows, table, base)
     files = [base / path for path in labels]
     _refuse(
         [path for path, file in zip(labels, files, strict=True) if not file.is_file()],
@@ -205,10 +207,14 @@ def _from_rows(
     return ImageSet(tuple(files), np.array([number[n] for n in labels.values()], dtype=np.int64), tuple(classes))
 
 
-def _one_label_each(rows: Sequence[tuple[str, str]], table: Path) -> dict[str, str]:
+def _one_label_each(rows: Sequence[tuple[str, str]], table: Path, base: Path) -> dict[str, str]:
+    """path -> label, a file's path as it is written first."""
+    first: dict[str, str] = {}
     labels: dict[str, str] = {}
     conflicts: dict[str, str] = {}
-    for path, label in rows:
+    start = base.absolute()
+    for written, label in rows:
+        path = first.setdefault(os.path.normpath(start / written), written)
         if labels.setdefault(path, label) != label:
             conflicts.setdefault(path, f"{path} ({labels[path]} or {label}?)")
     _refuse(
@@ -216,7 +222,7 @@ def _one_label_each(rows: Sequence[tuple[str, str]], table: Path) -> dict[str, s
         f"{table}: no path in",
         "Fill it in, or remove the rows.",
     )
-    _refuse(list(conflicts.values()), f"{table}: two labels for", "Keep one row for each path.")
+    _refuse(list(conflicts.values()), f"{table}: two labels for", "Keep one row for each file.")
     unlabeled = [path for path, label in labels.items() if not label]
     _refuse(unlabeled, f"{table}: no label for", "Label them, or remove the rows.")
     return labels

@@ -81,6 +81,7 @@ function nearest(x, y) {
 }
 
 function walk(event) {
+  if (event.key === "Enter") { choose(Math.max(chosen, 0)); return; }
   const way = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
   if (!way) return;
   event.preventDefault();

@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 def build(engine: Engine) -> tuple[Any, list[Any]]:
     """Returns the event that fills the tab (function, inputs, outputs) and its controls of labels and folder."""
-    stop = threading.Event()
+    adding: dict[str | None, threading.Event] = {}  # session -> what stops its folder
 
     def show(state: State, labels: list[str] | None, folder: str | None) -> tuple[Any, ...]:
         assert engine.index is not None
@@ -129,14 +129,18 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
         known = f", {len(records) - added} were there already" if added < len(records) else ""
         return None, parts.done(f"{added} pictures added{known}.") + "".join(map(parts.problem, troubles[:5]))
 
-    def add_folder(folder: str, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008 (Gradio finds it there)
+    def add_folder(
+        folder: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it there)
+    ) -> str:
         assert engine.index is not None
         if not folder.strip():
             raise ValueError("Name a folder of this machine, such as /home/me/photos.")
         path = Path(folder.strip()).expanduser()
         if not path.is_dir():
             raise ValueError(f"{folder.strip()}: no such folder on the machine that serves this page.")
-        stop.clear()
+        stop = adding[request.session_hash] = threading.Event()
 
         def count(done: int, total: int) -> None:
             progress((done, total), desc="Embedding", unit="pictures")
@@ -147,11 +151,17 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
             report = embed_paths([path], engine.model, engine.index, progress=count)
         except Stopped:
             return parts.done("Stopped; what was embedded is kept. The same folder, added again, goes on from there.")
+        finally:
+            adding.pop(request.session_hash, None)
         said = f"{report.embedded} pictures added, {report.unchanged} were there already"
         if report.unreadable:
             name, reason = next(iter(report.unreadable.items()))
             said += f"; {len(report.unreadable)} cannot be read, such as {Path(name).name}: {reason}"
         return parts.done(f"{said.rstrip('.')}.")
+
+    def stop_adding(request: gr.Request) -> None:
+        if (stop := adding.get(request.session_hash)) is not None:
+            stop.set()
 
     def find_duplicates(state: State, threshold: float) -> tuple[State, str]:
         groups = tuple(map(tuple, duplicate_groups(engine, threshold=threshold)))
@@ -203,5 +213,5 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
         event.then(partial(refresh, engine), [label, folder], [label, folder], **QUICK)
     for control in (label, folder):
         control.change(show, inputs, outputs, **QUICK)
-    halt.click(stop.set, None, None, **QUICK)
+    halt.click(stop_adding, None, None, **QUICK)
     return (show, inputs, outputs), [label, folder]

@@ -1,6 +1,7 @@
 """Label: the pictures most worth a label, one after the other, by keyboard; the CSV file that training reads."""
 
 import html
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import gradio as gr
 from app import labelling, parts
 from app.engine import Engine
 from app.tabs.common import QUICK, told
+from export.heads import LONGEST_NAME
 
 ROUND = 50  # pictures chosen at a time
 KEYS = "123456789"
-MOST_NAMES = 100
+MOST_NAMES = 100  # shown at a time
 _WAITING = '<div class="worklist waiting"></div>'  # as high as what will be there
 
 
@@ -22,7 +24,7 @@ class Work(NamedTuple):
     queue: tuple[str, ...] = ()
     at: int = 0
     done: tuple[labelling.Before, ...] = ()
-    names: tuple[str, ...] = ()  # the labels to choose from: new ones come last, so that every key keeps its meaning
+    names: tuple[str, ...] = ()  # the labels to choose from; only a new one, put first, changes the keys
     given: tuple[tuple[str, str], ...] = ()  # id and label of the gallery's pictures that have one
 
 
@@ -30,10 +32,14 @@ def build(engine: Engine, table: Path) -> Any:
     """Returns the event that fills the tab: function, inputs, outputs."""
 
     def names(work: Work) -> tuple[str, ...]:
-        """Those of before, then those of the table; the model's own if there are no others, or these are among them."""
-        given = list(labelling.read_labels(table).values())
-        own = engine.labels_of() if set(given) <= set(engine.labels_of()) else ()
-        return tuple(dict.fromkeys([*work.names, *own, *given]))[:MOST_NAMES]
+        """Those of before, then those of the table; the model's own if there are no others, or these are among them.
+        Of more than are shown, the most used come first."""
+        given = Counter(labelling.read_labels(table).values())
+        own = engine.model.labels if set(given) <= set(engine.model.labels) else ()
+        found = list(dict.fromkeys([*own, *given]))
+        if len(found) > MOST_NAMES:
+            found.sort(key=lambda name: -given[name])
+        return tuple(dict.fromkeys([*work.names, *found]))
 
     def begin(work: Work) -> tuple[Any, ...]:
         if engine.index is None or not engine.index.count():
@@ -61,20 +67,23 @@ def build(engine: Engine, table: Path) -> Any:
 
     def sheet(work: Work, path: str, picture: bytes) -> str:
         assert engine.index is not None
-        guess = labelling.nearest_labels(engine, work.queue[work.at], dict(work.given))
+        guess = labelling.nearest_labels(engine, work.queue[work.at], dict(work.given))[:1]
+        shown = tuple(dict.fromkeys([*work.names[:MOST_NAMES], *guess]))
+        left = len(work.names) - len(shown)
+        more = parts.hint(f"{left} more labels are not shown; write one below.") if left else ""
         buttons = "".join(
             f'<button type="button" data-action="label" data-id="{html.escape(name, quote=True)}"'
-            f'{f" data-key={KEYS[row]}" if row < len(KEYS) else ""} class="{"guess" if name in guess[:1] else ""}">'
+            f'{f" data-key={KEYS[row]}" if row < len(KEYS) else ""} class="{"guess" if name in guess else ""}">'
             f"{f'<kbd>{KEYS[row]}</kbd>' if row < len(KEYS) else ''}{html.escape(name)}</button>"
-            for row, name in enumerate(work.names)
+            for row, name in enumerate(shown)
         )
         return (
             f'<div class="worklist"><img src="{parts.data_uri(picture)}" alt="The picture to label">'
             f'<p class="hint">{html.escape(engine.places().shown(path))}'
             f"{f' · like those labelled {html.escape(guess[0])}' if guess else ''}</p>"
-            f'<div class="choices">{buttons}</div><div class="choices"><button type="button" data-action="skip" '
-            'data-key="s"><kbd>s</kbd>Skip</button><button type="button" data-action="undo" data-key="u"><kbd>u</kbd>'
-            "Undo</button></div></div>"
+            f'<div class="choices">{buttons}</div>{more}'
+            '<div class="choices"><button type="button" data-action="skip" data-key="s"><kbd>s</kbd>Skip</button>'
+            '<button type="button" data-action="undo" data-key="u"><kbd>u</kbd>Undo</button></div></div>'
         )
 
     def progress(work: Work) -> str:
@@ -87,20 +96,31 @@ def build(engine: Engine, table: Path) -> Any:
         found = engine.index.get([work.queue[work.at]]) if work.at < len(work.queue) else []
         if not found:
             return look_at(work._replace(at=work.at + 1))
-        before = labelling.give_label(engine, table, found[0], label)
-        done, given = (*work.done, before), (*work.given, (before.id, label))
-        return look_at(work._replace(at=work.at + 1, done=done, given=given))
+        on = work._replace(at=work.at + 1)
+        try:
+            before = labelling.give_label(engine, table, found[0], label, over=(None, ""))
+        except labelling.Labelled as error:
+            return look_at(on, parts.problem(str(error)))
+        return look_at(on._replace(done=(*work.done, before), given=(*work.given, (before.id, before.label))))
 
     def undo(work: Work) -> tuple[Any, ...]:
         if not work.at:
             return look_at(work)
-        id_ = work.queue[work.at - 1]
+        id_, note = work.queue[work.at - 1], ""
         for before in work.done:
             if before.id == id_:
-                labelling.take_label(engine, table, before)
+                note = taken(before)
         done = tuple(before for before in work.done if before.id != id_)
         given = tuple(pair for pair in work.given if pair[0] != id_)
-        return look_at(work._replace(at=work.at - 1, done=done, given=given))
+        return look_at(work._replace(at=work.at - 1, done=done, given=given), note)
+
+    def taken(before: labelling.Before) -> str:
+        """Undo a label; what there is to say of that."""
+        try:
+            labelling.take_label(engine, table, before)
+        except labelling.Labelled as error:
+            return parts.problem(str(error))
+        return ""
 
     def click(work: Work, event: gr.EventData) -> tuple[Any, ...]:
         action, id_ = parts.clicked(event)
@@ -113,8 +133,8 @@ def build(engine: Engine, table: Path) -> Any:
         return begin(work)
 
     def name_class(work: Work, name: str) -> tuple[Any, ...]:
-        added = tuple(dict.fromkeys([*work.names, labelling.clean_label(name)]))[:MOST_NAMES]
-        return (*look_at(work._replace(names=added)), "")
+        added = labelling.clean_label(name, known=(*engine.model.labels, *work.names))
+        return (*look_at(work._replace(names=tuple(dict.fromkeys([added, *work.names])))), "")
 
     work = gr.State(Work(), time_to_live=12 * 3600)
     with gr.Column(elem_classes="narrow"):
@@ -123,8 +143,8 @@ def build(engine: Engine, table: Path) -> Any:
         shown = parts.panel(_WAITING, name="worklist", script_name="keys")
         with gr.Row(elem_classes="inline"):
             name = gr.Textbox(
-                label="New label", placeholder="a class that is not there yet", max_lines=1,
-                max_length=labelling.LONGEST_LABEL, elem_id="new-label", scale=3,
+                label="New label", placeholder="a class that is not shown", max_lines=1,
+                max_length=LONGEST_NAME, elem_id="new-label", scale=3,
             )  # fmt: skip
             add = gr.Button("Add", elem_id="add-label", scale=1, min_width=90)
         gr.HTML(

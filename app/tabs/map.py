@@ -100,8 +100,8 @@ def build(engine: Engine) -> tuple[Any, gr.HTML]:
         item = items[0]
         return (
             f'<figure class="point"><img src="{parts.thumb(item.id)}" alt="">'
-            f"<figcaption><strong>{html.escape(item.label or '(no label)')}</strong>"
-            f"<span>{html.escape(engine.places().shown(item.path))}</span>"
+            f'<figcaption><p role="status"><strong>{html.escape(item.label or "(no label)")}</strong>'
+            f"<span>{html.escape(engine.places().shown(item.path))}</span></p>"
             f'<button type="button" data-action="open" data-id="{item.id}">More like this</button>'
             "</figcaption></figure>"
         )

@@ -19,7 +19,7 @@ from app.lesson import Example, Lesson
 from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, look, picture_input, told
 from app.uploads import Refused, uploads_only
 from export.embeddings import normalise
-from export.heads import Taught
+from export.heads import LONGEST_NAME, Taught
 
 SHOWN = 48  # gallery pictures to choose from
 _BEGIN = "Name two classes or more and give each a few examples: click pictures of the gallery, or upload your own."
@@ -203,7 +203,7 @@ def build(engine: Engine, access: Access) -> Any:
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             with gr.Row(elem_classes="inline"):
                 name = gr.Textbox(
-                    label="New class", placeholder="such as: my dog", max_lines=1, max_length=lessons.LONGEST_NAME,
+                    label="New class", placeholder="such as: my dog", max_lines=1, max_length=LONGEST_NAME,
                     elem_id="class-name", scale=3,
                 )  # fmt: skip
                 add = gr.Button("Add class", elem_id="add-class", scale=1, min_width=110)

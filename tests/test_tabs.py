@@ -1,0 +1,147 @@
+"""Tabs without a browser: which names Label offers, what people do who label at the same time, whom Stop stops."""
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_labelling import engine_of
+
+from app import labelling
+from app.places import places
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+
+from app.tabs import gallery as gallery_tab
+from app.tabs import label as label_tab
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_remains() -> Iterator[None]:
+    """Those loops are collected here, where nobody minds."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+def made_by(build: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What a tab's ``build`` returns, and the functions of its events by name."""
+    with gr.Blocks(analytics_enabled=False) as page:
+        begin = build()
+    return begin, {getattr(each.fn, "__name__", ""): each.fn for each in page.fns.values()}
+
+
+class Page:
+    """A visitor's tab Label."""
+
+    def __init__(self, engine: Any, table: Path) -> None:
+        (begin, _, _), self._made = made_by(lambda: label_tab.build(engine, table))
+        self.work, self.shown, _, self.note = begin(label_tab.Work())
+
+    def click(self, action: str, name: str = "") -> None:
+        event = SimpleNamespace(_data={"action": action, "id": name})
+        self.work, self.shown, _, self.note = self._made["click"](self.work, event)
+
+    def add(self, name: str) -> None:
+        self.work, self.shown, _, self.note, _ = self._made["name_class"](self.work, name)
+
+    def buttons(self) -> list[str]:
+        parts = self.shown.split('data-action="label" data-id="')[1:]
+        return [part.partition('"')[0] for part in parts]
+
+
+def gallery(labels: tuple[str, ...] = ()) -> Any:
+    engine = engine_of(np.eye(3, dtype=np.float32), [f"/p/{row}.jpg" for row in range(3)])
+    engine.said = {}
+    engine.model.labels = labels
+    engine.index.set_label = lambda ids, label: engine.said.update(dict.fromkeys(ids, label))
+    engine.index.thumbnail = lambda id_: b""
+    return engine
+
+
+def test_of_many_names_the_most_used_are_shown_and_all_can_be_given(tmp_path: Path) -> None:
+    names, table = tuple(f"kind {row}" for row in range(1000)), tmp_path / "labels.csv"
+    table.write_text("path,label\n/q/a.jpg,kind 990\n/q/b.jpg,kind 991\n/q/c.jpg,kind 991\n")
+    page = Page(gallery(names), table)
+    assert page.buttons() == ["kind 991", "kind 990", *names[:98]]
+    assert "900 more labels are not shown; write one below." in page.shown
+    page.add("kind 500")
+    assert page.buttons()[:2] == ["kind 500", "kind 991"]
+    page.add("new")
+    assert page.buttons()[:2] == ["new", "kind 500"]
+    page.click("label", "kind 500")
+    assert page.buttons()[:2] == ["new", "kind 500"]  # every key keeps its meaning
+    assert list(labelling.read_labels(table).values())[-1] == "kind 500"
+
+
+def test_few_names_stay_in_the_order_of_the_model(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n/q/a.jpg,b\n")
+    page = Page(gallery(("a", "b", "c")), table)
+    assert page.buttons() == ["a", "b", "c"]
+    assert "not shown" not in page.shown
+
+
+def test_numbers_of_classes_are_no_names(tmp_path: Path) -> None:
+    engine = gallery()
+    engine.labels_of = lambda model=0: ("class 0", "class 1")
+    page = Page(engine, tmp_path / "labels.csv")
+    assert page.buttons() == []
+    page.add("cat")
+    assert page.buttons() == ["cat"]
+
+
+def test_two_people_leave_each_others_labels(tmp_path: Path) -> None:
+    engine, table = gallery(("cat", "dog")), tmp_path / "labels.csv"
+    one, two = Page(engine, table), Page(engine, table)
+    queue = one.work.queue
+    assert queue == two.work.queue
+    one.click("label", "cat")
+    two.click("label", "dog")
+    assert f"says {'cat'!r} of it by now" in two.note.replace("&#x27;", "'")
+    assert (two.work.at, two.work.done) == (1, ())
+    two.click("undo")
+    assert list(labelling.read_labels(table).values()) == ["cat"]
+    assert engine.said == {queue[0]: "cat"}
+    path = next(iter(labelling.read_labels(table)))
+    labelling.put_label(table, path, "dog")
+    one.click("undo")
+    assert f"says {'dog'!r} of it by now" in one.note.replace("&#x27;", "'")
+    assert (one.work.at, one.work.done) == (0, ())
+    assert labelling.read_labels(table) == {path: "dog"}
+
+
+def test_stop_stops_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = SimpleNamespace(index=SimpleNamespace(labels=lambda: {}), model=None, places=lambda: places(()))
+    _, made = made_by(lambda: gallery_tab.build(engine))
+    one, two = (SimpleNamespace(session_hash=name) for name in ("one", "two"))
+
+    def add(visitor: Any, *, meanwhile: Callable[[], None]) -> str:
+        def embed(paths: Any, model: Any, index: Any, *, progress: Any) -> Any:
+            progress(1, 3)
+            meanwhile()
+            progress(2, 3)
+            return SimpleNamespace(embedded=3, unchanged=0, unreadable={})
+
+        monkeypatch.setattr(gallery_tab, "embed_paths", embed)
+        return str(made["add_folder"](str(tmp_path), visitor, lambda *done, **said: None))
+
+    def another_begins() -> None:
+        made["stop_adding"](one)
+        assert "3 pictures added" in add(two, meanwhile=lambda: None)
+
+    assert "3 pictures added" in add(one, meanwhile=lambda: made["stop_adding"](two))
+    assert "Stopped" in add(one, meanwhile=another_begins)
+    assert "3 pictures added" in add(one, meanwhile=lambda: None)
