@@ -1,4 +1,4 @@
-"""Tabs without a browser: which names Label offers, what people do who label at the same time, whom Stop stops."""
+"""Tabs without a browser: names that Label offers, people who label at the same time, whom Stop stops, lost searches."""
 
 import gc
 import warnings
@@ -12,6 +12,7 @@ import pytest
 from test_labelling import engine_of
 
 from app import labelling
+from app.access import access_for
 from app.places import places
 
 pytest.importorskip("gradio")
@@ -20,6 +21,7 @@ import gradio as gr
 
 from app.tabs import gallery as gallery_tab
 from app.tabs import label as label_tab
+from app.tabs import search as search_tab
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -145,3 +147,16 @@ def test_stop_stops_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "3 pictures added" in add(one, meanwhile=lambda: made["stop_adding"](two))
     assert "Stopped" in add(one, meanwhile=another_begins)
     assert "3 pictures added" in add(one, meanwhile=lambda: None)
+
+
+def test_a_search_for_what_was_deleted_can_be_cleared() -> None:
+    engine = gallery()
+    engine.index.labels = dict
+    engine.similar = lambda ids, *, k, where: []
+    tab, _ = made_by(lambda: search_tab.build(engine, access_for("127.0.0.1")))
+    _, note, chip = tab.run(search_tab.Query(ids=("id0",)), 16, [], "", [])
+    assert "There is no other picture." in note
+    assert "Like 0.jpg" in chip
+    _, note, chip = tab.run(search_tab.Query(ids=("deleted",)), 16, [], "", [])
+    assert "no longer in the gallery" in note
+    assert 'data-action="clear"' in chip

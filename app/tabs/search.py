@@ -76,16 +76,18 @@ def build(engine: Engine, access: Access) -> SearchTab:
             text = _EMPTY if engine.index.count() else "The gallery is empty."
             cards = parts.item_cards(items, chosen=picks)
             return parts.grid(cards, action="like", does="Search like this", pick="Choose"), parts.hint(text), ""
+        if query.ids and not engine.index.get(query.ids):
+            return "", parts.problem("What was searched for is no longer in the gallery."), asked(query)
         if query.features is not None:
             hits = engine.index.search(query.features, most, where=filter_, thumbnails=False)
         else:
             hits = engine.similar(query.ids, k=most, where=filter_)
-        cards = parts.hit_cards(hits, chosen=picks)
-        return parts.grid(cards, action="like", does="Search like this", pick="Choose"), line(hits), asked(query)
+        grid = parts.grid(parts.hit_cards(hits, chosen=picks), action="like", does="Search like this", pick="Choose")
+        return grid, line(hits, filtered=filter_ != Filter()), asked(query)
 
-    def line(hits: list[Hit]) -> str:
+    def line(hits: list[Hit], *, filtered: bool) -> str:
         if not hits:
-            return parts.hint("Nothing passes the filter; widen it.")
+            return parts.hint("Nothing passes the filter; widen it." if filtered else "There is no other picture.")
         return parts.hint(f"{len(hits)} pictures, cosine {hits[0].score:.3f} to {hits[-1].score:.3f}.")
 
     def asked(query: Query) -> str:
@@ -96,7 +98,7 @@ def build(engine: Engine, access: Access) -> SearchTab:
             assert engine.index is not None
             items = engine.index.get(query.ids)
             shown = "".join(f'<img src="{parts.thumb(item.id)}" alt="">' for item in items[:4])
-            text = f"Like {parts.called(items[0])}" if len(items) == 1 else f"Like these {len(items)}"
+            text = f"Like {parts.called(items[0])}" if len(items) == 1 else f"Like these {len(items) or ''}".strip()
         return (
             f'<div class="asked">{shown}<span>{html.escape(text)}</span>'
             '<button type="button" data-action="clear" aria-label="Clear the search">×</button></div>'
