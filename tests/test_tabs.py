@@ -1,4 +1,4 @@
-"""Tabs without a browser: names that Label offers, people who label at the same time, whom Stop stops, lost searches."""
+"""Tabs without a browser: names that Label offers, people who label at the same time, whom Stop stops, searches."""
 
 import gc
 import warnings
