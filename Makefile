@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_ARGS ?=
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: demo test lint bench bench-retrieval fuzz hostile test-browser test-network test-milvus test-all clean
 

@@ -4,15 +4,16 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from app.engine import Classification, Engine, classification
 from export.runtime import CHUNK
+from zoo.ahead import in_order
 from zoo.console import plain
 from zoo.files import json_text
 from zoo.folders import image_files
@@ -43,18 +44,10 @@ def answers(
     engine: Engine, files: Sequence[Path], *, readers: int, top: int
 ) -> Iterator[list[tuple[Path, Classification | str]]]:
     """Batch by batch, what each file is, or in one line why it cannot be read. The next batch is read meanwhile."""
-    waiting: deque[tuple[Sequence[Path], list[Future[np.ndarray | str]]]] = deque()
-    pool = ThreadPoolExecutor(readers)
-    try:
-        for start in range(0, len(files), CHUNK):
-            some = files[start : start + CHUNK]
-            waiting.append((some, [pool.submit(_read, engine, file) for file in some]))
-            if len(waiting) > 1:
-                yield _answer(engine, *waiting.popleft(), top=top)
-        while waiting:
-            yield _answer(engine, *waiting.popleft(), top=top)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    reading = in_order(partial(_read, engine), files, threads=readers, ahead=CHUNK)
+    for start in range(0, len(files), CHUNK):
+        some = files[start : start + CHUNK]
+        yield _answer(engine, some, list(islice(reading, len(some))), top=top)
 
 
 def _read(engine: Engine, file: Path) -> np.ndarray | str:
@@ -65,9 +58,8 @@ def _read(engine: Engine, file: Path) -> np.ndarray | str:
 
 
 def _answer(
-    engine: Engine, files: Sequence[Path], reading: list[Future[np.ndarray | str]], *, top: int
+    engine: Engine, files: Sequence[Path], read: list[np.ndarray | str], *, top: int
 ) -> list[tuple[Path, Classification | str]]:
-    read = [future.result() for future in reading]
     batch = [image for image in read if not isinstance(image, str)]
     rows = iter(engine.model.classify(np.stack(batch)) if batch else ())
     return [

@@ -4,10 +4,9 @@ import hashlib
 import io
 import os
 import stat
-from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -20,6 +19,7 @@ from app.index import DELETED, FileState, Index, Item, Record, open_index
 from app.pictures import PICTURES
 from app.uploads import pillow_is_restricted
 from export.runtime import CHUNK, OnnxModel
+from zoo.ahead import in_order
 from zoo.files import cache_dir
 from zoo.folders import endings, walk
 from zoo.folders import image_files as image_files
@@ -283,18 +283,8 @@ class _Work:
 
     def read(self, todo: Sequence[str], readers: int) -> Iterator[tuple[str, _Seen | _Unreadable]]:
         """The files read by threads, in order, a few batches ahead."""
-        waiting: deque[tuple[str, Future[_Seen | _Unreadable]]] = deque()
-        pool = ThreadPoolExecutor(readers)
-        try:
-            for path in todo:
-                waiting.append((path, pool.submit(_look, path, self.model, self._known)))
-                if len(waiting) > AHEAD * CHUNK:
-                    path, future = waiting.popleft()
-                    yield path, future.result()
-            for path, future in waiting:
-                yield path, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        look = partial(_look, model=self.model, known=self._known)
+        return zip(todo, in_order(look, todo, threads=readers, ahead=AHEAD * CHUNK), strict=True)
 
     def _known(self, path: str, id_: str) -> bool:
         if id_ in self.there or self._stays_away(path, id_):

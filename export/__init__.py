@@ -1,6 +1,7 @@
 """Models out of torch: ONNX files for numpy and onnxruntime. Importing this needs neither torch nor onnxruntime."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from export.write import to_onnx as to_onnx
 
 __all__ = ["OnnxModel", "ParityError", "to_onnx"]
+
+# Unless this is set before its import onnxruntime tells Microsoft of its use (1.32 does; Privacy.md in its package).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {"OnnxModel": "export.runtime", "ParityError": "export.checks", "to_onnx": "export.write"}
 

@@ -20,6 +20,7 @@ import zoo
 REFERENCE = Path(__file__).parent / "reference"
 TINY = zoo.Spec(depth=18, width=1 / 16)
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of onnxruntime, which some tests import before `export` does this
 torch.set_num_threads(1)  # tiny models gain nothing from more, and results do not depend on the machine
 
 

@@ -448,3 +448,14 @@ def test_cosine_topk_equals_sorting() -> None:
     for k, rows_given in ((0, matrix), (-2, matrix), (3, matrix[:0])):
         assert [len(part) for part in embeddings.cosine_topk(rows_given, query, k)] == [0, 0]
     np.testing.assert_allclose(np.linalg.norm(embeddings.normalise(matrix), axis=1)[[0, 3]], [1, 0], rtol=1e-6)
+
+
+def test_onnxruntime_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """As it comes it keeps a number of this device and a list of events to send below the home folder."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    }
+    code = "from export import OnnxModel; from app.engine import bundled_student; OnnxModel(bundled_student())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment | {"HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 0
+    assert list(tmp_path.rglob("*")) == []

@@ -16,16 +16,17 @@ import hashlib
 import io
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from zoo.ahead import in_order
 from zoo.files import json_object, written_whole
 from zoo.folders import find_files as find_files
 from zoo.transforms import preprocess
@@ -157,17 +158,10 @@ def embed_files(
 
 def _read_ahead(files: Sequence[Path], model: Embedder, batch: int) -> Iterator[list[np.ndarray | str]]:
     """Batches of what ``_read`` makes of the files; the next batch is read while one is worked on."""
-    waiting: deque[list[Future[np.ndarray | str]]] = deque()
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    try:
-        for start in range(0, len(files), batch):
-            waiting.append([pool.submit(_read, file, model) for file in files[start : start + batch]])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    threads = min(8, os.cpu_count() or 1)
+    reading = in_order(partial(_read, model=model), files, threads=threads, ahead=batch)
+    for start in range(0, len(files), batch):
+        yield list(islice(reading, min(batch, len(files) - start)))
 
 
 def _read(path: Path, model: Embedder) -> np.ndarray | str:

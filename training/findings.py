@@ -1,5 +1,6 @@
 """What the report of `simclr run` measures: the exported student's answers and neighbours, speed, the machine."""
 
+import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
@@ -114,12 +115,10 @@ def machine(where: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    import onnxruntime
-
     return {
         "simclrv2": zoo.__version__,
         "Python": platform.python_version(),
         "torch": str(torch.__version__),
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
         "numpy": np.__version__,
     }
