@@ -34,6 +34,15 @@ def what_gradio_leaves_open() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def without_remains() -> Iterator[None]:
+    """The same after a file whose tests make many of those loops."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache, and none asks a server it did not start."""

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import gc
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +33,7 @@ from app.server import create_app, tidy
 from export.runtime import OnnxModel
 
 pytestmark = [
+    pytest.mark.usefixtures("without_remains"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(gradio_client|gradio|httpx|httpx2|websockets|starlette).*"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
 ]
@@ -49,15 +48,6 @@ def picture(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).resize((48, 48), Image.Resampling.NEAREST).save(file, "PNG")
     return file.getvalue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_remains() -> Iterator[None]:
-    """Those loops are collected here, where nobody minds."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 @pytest.fixture(scope="module")

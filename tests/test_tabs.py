@@ -1,8 +1,6 @@
 """Tabs without a browser: names that Label offers, people who label at the same time, whom Stop stops, searches."""
 
-import gc
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,18 +22,10 @@ from app.tabs import label as label_tab
 from app.tabs import search as search_tab
 
 pytestmark = [
+    pytest.mark.usefixtures("without_remains"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_remains() -> Iterator[None]:
-    """Those loops are collected here, where nobody minds."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 def made_by(build: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
