@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -14,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from training.data import ImageSet, labels_per_class, require_images
+from zoo.ahead import in_order
 from zoo.console import plain
 from zoo.files import json_object, write_json
 from zoo.transforms import read_image
@@ -157,18 +157,16 @@ def survey(images: ImageSet, *, workers: int = 2, smallest: int | None = None, p
     fingerprint = _fingerprint(images, smallest)
     chunks = [images.paths[first : first + _CHUNK] for first in range(0, len(images), _CHUNK)]
     looks: list[_Look] = []
+    workers = max(1, workers)
     # `disable=None`: no bar where the output is no terminal
-    with (
-        ThreadPoolExecutor(max(1, workers)) as pool,
-        tqdm(
-            total=len(images),
-            desc="Looking at the images",
-            unit=" images",
-            disable=None if progress else True,
-            leave=False,
-        ) as bar,
-    ):
-        for found in pool.map(_look_at_each, chunks):
+    with tqdm(
+        total=len(images),
+        desc="Looking at the images",
+        unit=" images",
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
+        for found in in_order(_look_at_each, chunks, threads=workers, ahead=4 * workers):
             looks += found
             bar.update(len(found))
     return _summary(images, looks, smallest=smallest, fingerprint=fingerprint)
