@@ -545,7 +545,7 @@ def test_what_check_recipe_passes_on() -> None:
         learning_rate_sanity(**PLAIN | {"stage": "tune"})
 
 
-def test_a_memory_whose_average_lags_most_of_the_run_is_told_and_what_to_give() -> None:
+def test_a_memory_whose_average_lags_too_far_is_told_and_what_to_give() -> None:
     recipe = PretrainRecipe(batch_size=64, epochs=30, warmup_epochs=2, memory=4_096)
     (line,) = check_recipe(recipe, images=9_469)
     assert "lags 1000 steps behind, in a run of 4439" in line

@@ -534,13 +534,13 @@ def _temperature(temperature: float | None, stage: StageName) -> list[str]:
 
 
 def _memory(recipe: PretrainRecipe, images: int) -> list[str]:
-    """The lag that lost (docs/results.md) was 23 % of its run, the one that won 2 %."""
+    """The lag that lost (docs/results.md) was 23 % of its run, the one that won 2 %; the bound lies between."""
     total = schedule.total_steps(images, recipe.epochs, max(1, min(recipe.batch_size, images)))
     lag = 1 / (1 - recipe.memory_decay)
     if not recipe.memory or 10 * lag <= total:
         return []
     better = 1 - 1 / max(2, total // 40)
     return [
-        f"The memory's average lags {lag:.0f} steps behind, in a run of {total}: the memory then costs more than it "
+        f"The memory's average lags {lag:.0f} steps behind, in a run of {total}: the memory may then cost more than it "
         f"gives. A fortieth is better: a memory_decay of about {better:.3g}."
     ]
