@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -37,10 +38,24 @@ def test_an_interrupt_waits_for_its_moment() -> None:
     with pytest.raises(KeyboardInterrupt):
         next(results)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with interrupts_held():
+
+
+def test_a_second_interrupt_waits_for_nothing() -> None:
+    reached = []
+    with suppress(KeyboardInterrupt), interrupts_held():
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)  # asked again: at once
+        reached.append("after the first")
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["after the first"]
+
+
+def test_an_interrupt_during_the_last_result_is_not_lost() -> None:
+    results = in_order(lambda item: item, [1, 2], threads=1, ahead=2)
+    assert [next(results), next(results)] == [1, 2]
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
 
 
 def test_who_handles_interrupts_goes_on_to() -> None:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from reference.reference_weights import input_images
 
 import zoo
 from app.cli import main as simclr
-from zoo import conversion, convert, probe, registry
+from zoo import conversion, convert, probe, registry, stream
 from zoo.model_file import read_header
 from zoo.tf_checkpoint import find_prefix, open_checkpoint, shard_path
 
@@ -246,6 +248,25 @@ def test_a_damaged_source_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(zoo.CheckpointError, match="is damaged: its CRC"):
         conversion.convert(tmp_path / "ck", tmp_path / "o" / "m.safetensors", weights="pretrained")
     assert not list((tmp_path / "o").iterdir())
+
+
+def test_an_interrupt_stops_the_readers(tmp_path: Path) -> None:
+    """Ctrl-C while a tensor is on its way: the source is told, nothing waits for what it would have sent."""
+    stopped = threading.Event()
+
+    def read(name: str) -> np.ndarray:
+        if name == "first":
+            return np.ones(4, np.float32)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopped.wait(timeout=60)
+        raise ConnectionError("stopped")
+
+    target = stream.Target(tmp_path / "made.safetensors", {"first": (4,), "second": (4,)}, {})
+    with pytest.raises(KeyboardInterrupt):
+        stream.fill(target, read, lambda name, array: False, resume=target.begin(), stop=stopped.set, workers=1)
+    assert stopped.is_set()
+    assert list(target.get("first")) == [1] * 4
+    assert target.begin()  # what it left is gone on with
 
 
 def test_a_full_disk_is_said_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def in_order(
 
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Within, Ctrl-C raises KeyboardInterrupt at the next call of what is yielded; when it comes again, anywhere.
+    """Within, Ctrl-C raises KeyboardInterrupt at the next call of what is yielded, or at the end; a second anywhere.
 
     Raised anywhere it can leave the lock of a pool of threads taken, and then one waits for the pool's end for ever. In
     a thread that gets no signals, and where somebody else handles Ctrl-C, nothing changes.
@@ -62,3 +62,4 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         yield look
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    look()

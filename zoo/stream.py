@@ -9,13 +9,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zoo.ahead import interrupts_held
 from zoo.files import cache_dir, check_room
 from zoo.model_file import sha256_of
 
@@ -127,11 +128,14 @@ def fill(
 
     total = sum(map(_nbytes, target.shapes.values()))
     bar = tqdm(total=total, desc=title, unit="B", unit_scale=True, disable=None, dynamic_ncols=True, leave=False)
-    with bar, ThreadPoolExecutor(workers) as pool:
-        tasks = [pool.submit(work, name) for name in target.shapes]
+    with bar, interrupts_held() as look, ThreadPoolExecutor(workers) as pool:
+        tasks = {pool.submit(work, name) for name in target.shapes}
         try:
-            for task in as_completed(tasks):
-                bar.update(task.result())
+            while tasks:
+                look()
+                done, tasks = wait(tasks, timeout=0.2, return_when=FIRST_COMPLETED)
+                for task in done:
+                    bar.update(task.result())
         except BaseException:
             stop()
             pool.shutdown(wait=True, cancel_futures=True)
