@@ -16,28 +16,33 @@ from export.runtime import CHUNK
 from zoo.ahead import in_order
 from zoo.console import plain
 from zoo.files import json_text
-from zoo.folders import image_files
+from zoo.folders import walk
 
 LONGEST_LABEL = 32  # columns of a table
 _SHORTEST_PATH = 16
 
 
-def files_of(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The files and those in the folders, in order; and the folders with no picture.
+def files_of(paths: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
+    """The files and those in the folders, in order; and the folders that give none, with the reason.
 
     Raises ValueError, in one line, for a path that is not there, or when there is no picture at all.
     """
     files: list[Path] = []
-    empty = []
+    problems: dict[str, str] = {}
+
+    def cannot(place: str, error: OSError) -> None:
+        problems[place] = f"cannot be listed ({error.strerror or type(error).__name__})"
+
     for path in paths:
         if not os.path.lexists(path):
             raise ValueError(f"{path}: no such file or folder.")
-        found = list(image_files(path)) if path.is_dir() else [path]
+        found = [Path(entry.path) for entry in walk(path, on_error=cannot)] if path.is_dir() else [path]
         files += found
-        empty += [] if found else [path]
+        if not found:
+            problems.setdefault(str(path), "no pictures in it")
     if not files:
-        raise ValueError(f"No pictures in {', '.join(map(str, paths))}.")
-    return files, empty
+        raise ValueError("; ".join(f"{place}: {why}" for place, why in problems.items()) + ".")
+    return files, problems
 
 
 def answers(

@@ -216,8 +216,8 @@ def search(
     if sheet is not None:
         shown = [Shown(hit.thumbnail, f"{hit.score:.3f} {hit.label}", hit.path) for hit in hits]
         query = Shown(thumbnail(pixels), "", Path(image).absolute().as_posix())
-        write_sheet(sheet, [("Looked for", [query]), ("Found", shown)], title=f"Most like {image.name}")
-        print(f"To look at: {sheet}", file=sys.stderr)
+        count = write_sheet(sheet, [("Looked for", [query]), ("Found", shown)], title=f"Most like {image.name}")
+        _tell_sheet(sheet, count - 1, len(shown))
     for hit in hits:
         told = {"path": hit.path, "label": hit.label, "score": round(hit.score, 6), "id": hit.id}
         print(json_text(told) if as_json else _line(f"{hit.score:.3f}", hit.label, hit.path))
@@ -422,6 +422,10 @@ def _write(
         ]
         kept.append((heading, some))
         room -= len(some)
-    write_sheet(sheet, kept, title=title)
-    count = sum(len(pictures) for _, pictures in groups)
-    print(f"To look at: {sheet}" + (f", the first {MOST:,} of {count:,}" if count > MOST else ""), file=sys.stderr)
+    count = write_sheet(sheet, kept, title=title)
+    _tell_sheet(sheet, count, sum(len(pictures) for _, pictures in groups))
+
+
+def _tell_sheet(sheet: Path, shown: int, count: int) -> None:
+    some = f", the first {shown:,} of {count:,}" if shown < count else ""
+    print(f"To look at: {plain(str(sheet))}{some}", file=sys.stderr)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import click
 
+from zoo.console import plain
+
 PATH = click.Path(path_type=Path)
 
 
@@ -85,10 +87,10 @@ def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int, thre
     engine = Engine(OnnxModel(model, threads=threads))
     if not engine.model.num_classes:
         raise ValueError(f"{model} has no classifier; it embeds only. Export a fine-tuned or distilled model.")
-    files, empty = work.files_of(paths)
+    files, problems = work.files_of(paths)
     table = work.Table(files, engine.labels, top=top, width=work.terminal_width())
-    for folder in empty:
-        print(f"skipped: {folder}: no pictures in it.", file=sys.stderr)
+    for folder, reason in problems.items():
+        print(f"skipped: {plain(folder)}: {reason}.", file=sys.stderr)
     skipped = 0
     silent = sys.stdout.isatty() or not sys.stderr.isatty() or len(files) <= CHUNK  # lines that appear tell as much
     with tqdm(total=len(files), desc="Classifying", unit=" images", delay=1, leave=False, disable=silent) as bar:
@@ -97,7 +99,7 @@ def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int, thre
             for file, found in batch:
                 if isinstance(found, str):
                     bar.clear()
-                    print(f"skipped: {found}", file=sys.stderr)
+                    print(f"skipped: {plain(found)}", file=sys.stderr)
                     skipped += 1
                 else:
                     lines.append(work.json_line(file, found) if as_json else table.line(file, found))
@@ -106,7 +108,7 @@ def classify(model: Path, paths: tuple[Path, ...], as_json: bool, top: int, thre
             bar.update(len(batch))
     if skipped:
         print(f"{skipped} of {len(files)} files skipped.", file=sys.stderr)
-    return 1 if skipped or empty else 0
+    return 1 if skipped or problems else 0
 
 
 @click.command()

@@ -11,13 +11,13 @@ import zlib
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from zoo.upright import exif_orientation
+
 MAX_PARTS = 20_000  # chunks or segments; a 10 MB PNG in chunks of 4 KB has 2,500
 MAX_BLOCKS = 200_000  # of at most 255 bytes, in a GIF; 10 MB have 40,000
 MAX_SCANS = 100  # of a JPEG; a progressive one has 10, in four colours 18
 MAX_SCANNED = 325_000_000  # scans times pixels, 13 at 25 megapixels: each passes over the whole picture, however short
 MAX_RUNS = 1_000_000  # bytes of a run-length coded BMP: these are unpacked here, in Python
-
-_ORIENTATION = 0x0112
 
 
 class UnusableError(Exception):
@@ -70,26 +70,6 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that EXIF data says; 1 where they say none or make no sense."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, start)
-        for entry in range(min(count, 1000)):
-            tag, kind, _ = struct.unpack_from(f"{order}HHI", tiff, start + 2 + 12 * entry)
-            if tag == _ORIENTATION:
-                form = {3: "H", 4: "I"}.get(kind, "B")
-                (value,) = struct.unpack_from(order + form, tiff, start + 10 + 12 * entry)
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
-
-
 # JPEG
 
 _FILL = re.compile(rb"\xff+")
@@ -103,7 +83,7 @@ _OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # 
 def _jpeg(data: bytes, max_pixels: int) -> Plain:
     kept, at = [data[:2]], 2
     width = height = scans = 0
-    orientation = 1
+    orientation: int | None = None
     for _ in range(MAX_PARTS):
         fill = _FILL.match(data, at)
         if fill is None:
@@ -113,7 +93,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Plain:
         if marker == _EOI:
             if not scans:
                 _damaged("no picture in it")
-            return Plain("JPEG", width, height, orientation, b"".join([*kept, b"\xff\xd9"]))
+            return Plain("JPEG", width, height, orientation or 1, b"".join([*kept, b"\xff\xd9"]))
         if marker in (0x00, 0x01, _SOI) or 0xD0 <= marker <= 0xD7:
             _damaged("a marker where none may be")
         end = at + 1 + struct.unpack_from(">H", data, at + 1)[0]
@@ -134,7 +114,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Plain:
             or (marker == 0xEE and body[:5] == b"Adobe")  # both say which colours these are
         ):
             kept.append(segment)
-        elif marker == 0xE1 and body[:6] == b"Exif\0\0" and orientation == 1:
+        elif marker == 0xE1 and body[:6] == b"Exif\0\0" and orientation is None:
             orientation = exif_orientation(body)
         elif marker == _SOS:
             scans += 1

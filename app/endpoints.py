@@ -12,7 +12,7 @@ from app import labelling
 from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
-from app.gallery import embed_paths
+from app.gallery import embed_paths, folder_named
 from app.index import UPLOADED, Filter, Hit, Item, Record
 from app.lesson import MOST_EXAMPLES, answers, fitted
 from app.tabs import about as about_tab
@@ -138,10 +138,7 @@ def add(engine: Engine, access: Access, *, labels: Path) -> None:
         return {"id": picture.id, "added": index().add([record])}
 
     def gallery_add_folder(folder: str) -> dict[str, Any]:
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise ValueError(f"{folder}: no such folder on the machine that serves this page.")
-        report = embed_paths([path], engine.model, index(), progress=False)
+        report = embed_paths([folder_named(folder)], engine.model, index(), progress=False)
         return {"embedded": report.embedded, "unchanged": report.unchanged, "unreadable": len(report.unreadable)}
 
     def gallery_delete(ids: list[str]) -> dict[str, int]:

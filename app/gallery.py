@@ -5,7 +5,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -185,6 +185,16 @@ def _vanished(listing: _Listing, known: Mapping[str, FileState], *, emptied: boo
     return [path for paths in gone.values() for path in paths]
 
 
+def _unnoted(index: Index, listing: _Listing, *, emptied: bool) -> list[str]:
+    """Files below the folders given that are gone, and were never noted: a call was stopped just before that."""
+    found = []
+    for path in index.unnoted():
+        folder = _folder_of(path, listing.folders)
+        if folder is not None and (listing.folders[folder] or emptied) and _is_gone(path):
+            found.append(path)
+    return found
+
+
 def _is_gone(path: str) -> bool:
     """Whether there is no such file; no if that cannot be told."""
     try:
@@ -244,8 +254,10 @@ def embed_paths(
     work.finish()
     read = set(todo)
     unchanged = {path: known[path] for path in listing.files if path not in read}
-    if gone and forget:
-        index.forget_files(gone)  # now only: a file that was moved keeps its picture
+    if forget:  # now only: a file that was moved keeps its picture
+        unnoted = _unnoted(index, listing, emptied=emptied)
+        if gone or unnoted:
+            index.forget_files([*gone, *unnoted])
     relabelled = work.relabel(label_of, unchanged, gone) if label_of is not None else 0
     before = {path: state.problem for path, state in unchanged.items() if state.problem not in ("", DELETED)}
     unreadable = listing.problems | before | work.problems
@@ -439,11 +451,26 @@ def is_index(gallery: str | Path) -> bool:
         return Path(gallery).suffix == ".sqlite" and not Path(gallery).is_dir()
 
 
-def index_path(paths: Sequence[str | Path], fingerprint: str) -> Path:
-    """Where the app keeps the index of folders and files embedded by a model."""
+def folder_named(text: str) -> Path:
+    """The folder of this machine that a person names, ``~`` being the home of who runs this.
+
+    Raises ValueError, in one line, if there is none.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("Name a folder of this machine, such as /home/me/photos.")
+    with suppress(RuntimeError):  # the home of nobody
+        folder = Path(text).expanduser()
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"{text}: no such folder on the machine that serves this page.")
+
+
+def index_path(paths: Sequence[str | Path], fingerprint: str, *, kind: str) -> Path:
+    """Where the index of folders and files embedded by a model is kept."""
     places = "\n".join(sorted(set(map(_absolute, paths))))  # as files are noted: by a link is another index
     digest = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_dir() / "galleries" / f"{digest[:16]}-{fingerprint[:16]}-2.sqlite"
+    return cache_dir() / kind / f"{digest[:16]}-{fingerprint[:16]}-2.sqlite"
 
 
 def open_gallery(
@@ -460,7 +487,7 @@ def open_gallery(
         opened = open_index(gallery, model=model.fingerprint, dimension=model.feature_width, create=False)
         return opened, Report(0, 0, 0, {})
     if gallery is None:
-        index, report = _brought_up_to_date([PICTURES], model, progress=progress)
+        index, report = _brought_up_to_date([PICTURES], model, progress=progress, kind="galleries")
         if index.count():
             return index, report
         index.close()
@@ -468,17 +495,24 @@ def open_gallery(
     folder = Path(gallery)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder." if not folder.exists() else f"{folder}: no folder and no index.")
-    return open_pictures([folder], model, progress=progress)
+    return open_pictures([folder], model, progress=progress, kind="galleries")
 
 
 def open_pictures(
-    paths: Sequence[str | Path], model: OnnxModel, *, progress: Progress = True, readers: int | None = None
+    paths: Sequence[str | Path],
+    model: OnnxModel,
+    *,
+    progress: Progress = True,
+    readers: int | None = None,
+    kind: str = "folders",
 ) -> tuple[Index, Report]:
     """The index of folders and files of pictures, kept in the cache and brought up to date.
 
+    ``kind``: "folders" holds what is in these, "galleries" also what people added and deleted in the app.
+
     Raises ValueError as ``embed_paths`` does, and if no file can be read.
     """
-    index, report = _brought_up_to_date(paths, model, progress=progress, readers=readers)
+    index, report = _brought_up_to_date(paths, model, progress=progress, readers=readers, kind=kind)
     if not index.count():
         index.close()
         reasons = list(report.unreadable.items())
@@ -488,9 +522,9 @@ def open_pictures(
 
 
 def _brought_up_to_date(
-    paths: Sequence[str | Path], model: OnnxModel, *, progress: Progress, readers: int | None = None
+    paths: Sequence[str | Path], model: OnnxModel, *, progress: Progress, kind: str, readers: int | None = None
 ) -> tuple[Index, Report]:
-    place = index_path(paths, model.fingerprint)
+    place = index_path(paths, model.fingerprint, kind=kind)
     index = open_index(place, model=model.fingerprint, dimension=model.feature_width)
     try:
         return index, embed_paths(paths, model, index, progress=progress, readers=readers)

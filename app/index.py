@@ -129,6 +129,10 @@ class Index(Protocol):
         """Every file looked at so far, by path."""
         ...
 
+    def unnoted(self) -> list[str]:
+        """The paths of pictures of which no file was noted: those that came through the page, and who was stopped."""
+        ...
+
     def note_files(self, states: dict[str, FileState]) -> None:
         """Remember files as they are now. A picture that its file no longer holds is dropped, or takes another's name.
 

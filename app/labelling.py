@@ -217,17 +217,35 @@ def give_label(
     if item.path.startswith(UPLOADED):
         raise ValueError("This picture came through the page; no file holds it, so training could not read it.")
     label = clean_label(label, known={*engine.model.labels, *read_labels(table).values()})
-    before = put_label(table, item.path, label, root=engine.places().root, over=over)
-    if engine.index is not None:
-        engine.index.set_label([item.id], label)
-    return Before(item.id, item.path, before, item.label, label)
+    before = Before(item.id, item.path, None, item.label, label)
+    before = before._replace(table=put_label(table, item.path, label, root=engine.places().root, over=over))
+    try:
+        _label_in_gallery(engine, item.id, label)
+    except ValueError:
+        with suppress(ValueError):  # the first problem is the one to tell
+            _put_back(engine, table, before)
+        raise
+    return before
 
 
 def take_label(engine: Engine, table: Path, before: Before) -> None:
     """Undo ``give_label``, if its label still stands in the table. Raises ValueError as ``put_label`` does."""
+    _put_back(engine, table, before)
+    try:
+        _label_in_gallery(engine, before.id, before.gallery)
+    except ValueError:
+        with suppress(ValueError):
+            put_label(table, before.path, before.label, root=engine.places().root, over=(before.table,))
+        raise
+
+
+def _put_back(engine: Engine, table: Path, before: Before) -> None:
     put_label(table, before.path, before.table, root=engine.places().root, over=(before.label.strip(),))
+
+
+def _label_in_gallery(engine: Engine, id_: str, label: str) -> None:
     if engine.index is not None:
-        engine.index.set_label([before.id], before.gallery)
+        engine.index.set_label([id_], label)
 
 
 def clean_label(text: str, *, known: Collection[str] = ()) -> str:

@@ -454,6 +454,11 @@ class MilvusIndex:
             for row in sorted(rows, key=lambda row: str(row["path"]))
         }
 
+    def unnoted(self) -> list[str]:
+        noted = {row["key"] for part in self._every(self._side, ANY, []) for row in part}
+        rows = (row for part in self._every(self._images, ANY, ["path", "path_key"]) for row in part)
+        return [row["path"] for row in rows if row["path_key"] not in noted]
+
     def note_files(self, states: dict[str, FileState]) -> None:
         rows = []
         for path, state in states.items():

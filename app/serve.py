@@ -27,6 +27,7 @@ from app.pictures import examples
 from app.quick import import_page, without_stubs
 from app.uploads import restrict_pillow, steady_memory
 from export.runtime import OnnxModel
+from zoo.console import plain
 
 FIRST_PORT, PORTS = 7860, 100
 _CONNECTIONS = 1000  # open at a time; beyond that, 503 at once
@@ -279,5 +280,5 @@ def _told(report: Report, index: Index | None) -> str:
         parts.append(f"{report.gone} files gone")
     if report.unreadable:
         first, reason = next(iter(report.unreadable.items()))
-        parts.append(f"{len(report.unreadable)} files skipped, such as {first}: {reason}")
+        parts.append(f"{len(report.unreadable)} files skipped, such as {plain(first)}: {plain(reason)}")
     return "; ".join(parts)

@@ -5,6 +5,7 @@ import html
 import io
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from zoo.files import written_whole
 MOST = 1000  # pictures of a sheet: more are no longer looked at
 _MADE_BY = "simclr contact sheet"  # in every sheet, so that no other file is overwritten
 _CELL, _GAP, _LINE, _HEADING, _COLUMNS = 160, 12, 16, 30, 8
+_WIDE, _HIGH = _CELL + _GAP, _CELL + 2 * _LINE + _GAP
 _MOST_PIXELS = 65_000  # of a JPEG's side
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="generator" content="{made_by}">
@@ -57,7 +59,9 @@ def check_sheet(path: Path) -> None:
 
 
 def write_sheet(path: Path, groups: Sequence[tuple[str, Sequence[Shown]]], *, title: str) -> int:
-    """Write groups of pictures, each with a heading ("" for none), to a file; at most 1,000. How many it shows.
+    """Write groups of pictures, each with a heading ("" for none), to a file; how many it shows.
+
+    That is at most 1,000, and of an image as many groups as 65,000 pixels of height take.
 
     Raises ValueError as ``check_sheet`` does.
     """
@@ -67,6 +71,8 @@ def write_sheet(path: Path, groups: Sequence[tuple[str, Sequence[Shown]]], *, ti
         if room > 0 and pictures:
             kept.append((heading, pictures[:room]))
             room -= len(kept[-1][1])
+    if path.suffix.lower() != ".html":
+        kept = kept[: _fit(kept)]
     content = _WRITERS[path.suffix.lower()](kept, title)
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
@@ -81,7 +87,7 @@ def _page(groups: Sequence[tuple[str, Sequence[Shown]]], title: str) -> bytes:
     for heading, pictures in groups:
         items = "".join(f"<li>{_item(picture)}</li>\n" for picture in pictures)
         parts.append((f"<h2>{html.escape(heading)}</h2>\n" if heading else "") + f"<ul>\n{items}</ul>\n")
-    return _PAGE.format(made_by=_MADE_BY, title=html.escape(title), groups="".join(parts)).encode()
+    return _PAGE.format(made_by=_MADE_BY, title=html.escape(title), groups="".join(parts)).encode("utf-8", "replace")
 
 
 def _item(picture: Shown) -> str:
@@ -95,27 +101,37 @@ def _item(picture: Shown) -> str:
 # ---- one image -------------------------------------------------------------------------------------------------------
 
 
-def _drawn(groups: Sequence[tuple[str, Sequence[Shown]]], title: str) -> Image.Image:
+def _layout(groups: Sequence[tuple[str, Sequence[Shown]]]) -> tuple[int, list[int]]:
+    """How many columns an image has, and the height of each group in pixels."""
     columns = max(1, min(_COLUMNS, max((len(pictures) for _, pictures in groups), default=1)))
     if len(groups) == 1:
         columns = max(1, min(_COLUMNS, math.ceil(math.sqrt(len(groups[0][1])))))
-    wide, high = _CELL + _GAP, _CELL + 2 * _LINE + _GAP
-    rows = [(_HEADING if heading else 0) + math.ceil(len(pictures) / columns) * high for heading, pictures in groups]
-    while _HEADING + sum(rows) > _MOST_PIXELS:
-        rows.pop()
-    width = max(columns * wide, 3 * wide) + _GAP
+    return columns, [
+        (_HEADING if heading else 0) + math.ceil(len(pictures) / columns) * _HIGH for heading, pictures in groups
+    ]
+
+
+def _fit(groups: Sequence[tuple[str, Sequence[Shown]]]) -> int:
+    """How many groups an image takes."""
+    bottoms = accumulate(_layout(groups)[1], initial=_HEADING)
+    return sum(bottom <= _MOST_PIXELS for bottom in bottoms) - 1
+
+
+def _drawn(groups: Sequence[tuple[str, Sequence[Shown]]], title: str) -> Image.Image:
+    columns, rows = _layout(groups)
+    width = max(columns, 3) * _WIDE + _GAP
     sheet = Image.new("RGB", (width, _HEADING + sum(rows) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     large, small = ImageFont.load_default(15), ImageFont.load_default(11)
     draw.text((_GAP, 9), _fitting(draw, title, width - 2 * _GAP, large), fill="black", font=large)
     top = _HEADING
-    for (heading, pictures), height in zip(groups, rows, strict=False):  # as many groups as fit
+    for (heading, pictures), height in zip(groups, rows, strict=True):
         start = top
         if heading:
             draw.text((_GAP, top + 9), _fitting(draw, heading, width - 2 * _GAP, large), fill="black", font=large)
             start += _HEADING
         for place, picture in enumerate(pictures):
-            left, upper = _GAP + place % columns * wide, start + place // columns * high
+            left, upper = _GAP + place % columns * _WIDE, start + place // columns * _HIGH
             _paste(sheet, picture.thumbnail, left, upper)
             lines = ((picture.caption, "black"), (Path(picture.path).name, "#555555"))
             for line, (text, colour) in enumerate(lines):

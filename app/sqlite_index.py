@@ -409,6 +409,11 @@ class SqliteIndex:
             rows = database.execute("SELECT path, size, modified, id, label, problem FROM files")
             return {row[0]: FileState(*row[1:]) for row in rows}
 
+    def unnoted(self) -> list[str]:
+        with self._reading() as database:
+            rows = database.execute("SELECT path FROM images WHERE path NOT IN (SELECT path FROM files)")
+            return [path for (path,) in rows]
+
     def note_files(self, states: dict[str, FileState]) -> None:
         for path, state in states.items():
             checked_text(path)
@@ -621,6 +626,8 @@ def _connect(path: Path, *, create: bool, page: int = 8192) -> tuple[sqlite3.Con
         if not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
             database = _opened(path.as_posix(), uri=False)
             try:
+                if database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                    _checked(path, _meta(database))  # before the file is changed
                 _use_wal(database, page)
             except BaseException:
                 database.close()

@@ -16,15 +16,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from app.containers import Plain, UnusableError, plain
 from zoo.transforms import read_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Transpose
+from zoo.upright import upright
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 10_000_000
@@ -109,7 +107,7 @@ def _decoded(picture: Plain) -> np.ndarray:
             if opened.size != (picture.width, picture.height):
                 raise UnusableError("damaged", "damaged: two sizes in one file")
             opened.load()
-            image = opened if picture.orientation == 1 else opened.transpose(_upright(picture.orientation))
+            image = upright(opened, picture.orientation)
             width, height = image.size
             pixels = np.empty((height, width, 3), np.uint8)
             step = max(1, _STRIP // width)
@@ -121,16 +119,6 @@ def _decoded(picture: Plain) -> np.ndarray:
         raise
     except Exception:  # decoders raise many things on damaged files
         raise UnusableError("damaged", "damaged: its pixels cannot be decoded") from None
-
-
-def _upright(orientation: int) -> "Transpose":
-    """The turn or flip that undoes an EXIF orientation of 2 to 8."""
-    from PIL.Image import Transpose
-
-    return (
-        Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
-        Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
-    )[orientation - 2]  # fmt: skip
 
 
 def restrict_pillow() -> None:

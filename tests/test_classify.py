@@ -1,6 +1,7 @@
 """The command `simclr classify`: a table or JSON lines, what it skips, what it refuses, and how it ends."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_one_line_and_status_2(student: Path, photos: Path, tmp_path: Path, caps
     embeds = onnx_files.student(tmp_path / "embeds.onnx", classifier=False, projector=True)
     for model, path, said in (
         (embeds, photos, "has no classifier"),
-        (student, tmp_path / "empty", "No pictures in "),
+        (student, tmp_path / "empty", "empty: no pictures in it."),
         (student, tmp_path / "absent", "absent: no such file or folder"),
         (tmp_path / "corrupt.onnx", photos, r"corrupt.onnx: not a readable ONNX file"),
         (tmp_path / "none.onnx", photos, "none.onnx: no such file"),
@@ -135,6 +136,28 @@ def test_one_line_and_status_2(student: Path, photos: Path, tmp_path: Path, caps
     code, out, err = run(student, tmp_path / "empty", photos / "0.png", capsys=capsys)
     assert (code, out.count("\n")) == (1, 1)
     assert "empty: no pictures in it" in err
+
+
+def test_folders_that_cannot_be_listed_are_named(
+    student: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "broken.jpg").rename(photos / "bro\x1bken.jpg")
+    locked = photos / "locked"
+    locked.mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    code, out, err = run(student, photos, capsys=capsys)
+    assert (code, out.count("\n")) == (1, 5)
+    assert err.startswith(f"skipped: {locked}: cannot be listed (Permission denied).\nskipped: ")
+    assert all(letter.isprintable() for line in err.splitlines() for letter in line)
+    code, out, err = run(student, locked, capsys=capsys)
+    assert (code, out, err) == (2, "", f"error: {locked}: cannot be listed (Permission denied).\n")
 
 
 ALONE = """

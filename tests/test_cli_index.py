@@ -341,6 +341,8 @@ def test_sheet_as_a_page(tmp_path: Path) -> None:
     assert 'href="file:///a/%22%3E%3Cscript%3E.png"' in text
     assert "T &amp; T" in text
     assert re.findall(r"https?://", text) == []
+    sheet.write_sheet(path, [("", [sheet.Shown(jpeg, "", "/a/\udcff.png")])], title="no text")  # a name in bytes
+    assert 'href="file:///a/%FF.png"' in path.read_text()
 
 
 def test_sheets_never_overwrite_other_files(tmp_path: Path) -> None:
@@ -357,6 +359,24 @@ def test_a_sheet_has_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sheet.write_sheet(tmp_path / "s.html", [("a", [one] * 3), ("b", [one] * 4), ("c", [one])], title="") == 5
     text = (tmp_path / "s.html").read_text()
     assert (text.count("<li>"), text.count("<h2>")) == (5, 2)
+    monkeypatch.setattr(
+        sheet, "_MOST_PIXELS", 2 * sheet._HIGH + 3 * sheet._HEADING
+    )  # the title, two groups with theirs
+    groups = [("a", [one] * 2), ("b", [one]), ("c", [one])]
+    assert sheet.write_sheet(tmp_path / "s.png", groups, title="") == 3
+    with Image.open(tmp_path / "s.png") as drawn:
+        assert drawn.height == sheet._MOST_PIXELS + sheet._GAP
+    assert sheet.write_sheet(tmp_path / "s.html", groups, title="") == 4
+
+
+def test_a_sheet_that_leaves_something_out_says_so(
+    tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sheet, "_MOST_PIXELS", 2 * sheet._HIGH + 3 * sheet._HEADING)
+    made("pairs.sqlite", np.repeat(np.eye(3, dtype=np.float32), 2, axis=0), {})
+    assert "To look at: t.png, the first 4 of 6\n" in run("duplicates", "pairs.sqlite", "--sheet", "t.png")[2]
+    assert "To look at: t.html\n" in run("duplicates", "pairs.sqlite", "--sheet", "t.html")[2]
 
 
 def test_paths_are_made_absolute_but_links_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,8 +147,9 @@ def test_the_gallery_takes_and_gives(call: Any, served: Served) -> None:
     assert call("gallery_add_folder", str(new.parent))["embedded"] == 1
     assert call("gallery")["count"] == 11
     assert call("gallery_delete", [added["id"]]) == {"deleted": 1}
-    with pytest.raises(Exception, match="no such folder on the machine"):
-        call("gallery_add_folder", "/nowhere")
+    for folder, told in (("/nowhere", "no such folder on the machine"), ("", "Name a folder of this machine")):
+        with pytest.raises(Exception, match=told):
+            call("gallery_add_folder", folder)
 
 
 def test_labels_are_written_for_training(call: Any, served: Served) -> None:

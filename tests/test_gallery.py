@@ -331,6 +331,27 @@ def test_vanished_files_can_be_kept_and_others_are_left_alone(folder: Path, inde
     assert index.count() == 7
 
 
+def test_stopped_between_a_picture_and_its_file(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens to the files before the next run, they were never noted: their pictures follow them all the same."""
+    with monkeypatch.context() as patched:
+        patched.setattr(index, "note_files", lambda states: (_ for _ in ()).throw(ValueError("the disk is full")))
+        with pytest.raises(ValueError, match="disk is full"):
+            embed(folder, index)
+    assert (index.count(), index.files()) == (7, {})
+    index.add(
+        [Record("up", "upload/x.jpg", "", b"", np.ones(D)), Record("far", "/elsewhere/x.jpg", "", b"", np.ones(D))]
+    )
+    lost, renamed, *others = folders.image_files(folder)
+    lost.unlink()
+    renamed.rename(folder / "renamed.png")
+    assert embed(folder, index, forget=False).gone == 0
+    assert str(lost) in {item.path for item in index.items()}
+    embed(folder, index)
+    assert {item.path for item in index.items()} == {
+        *map(str, others), str(folder / "renamed.png"), "upload/x.jpg", "/elsewhere/x.jpg",
+    }  # fmt: skip
+
+
 def test_an_empty_or_missing_folder_forgets_nothing(folder: Path, index: Index, tmp_path: Path) -> None:
     picture(tmp_path / "other" / "x.png", 50)
     embed([folder, tmp_path / "other"], index)
@@ -643,6 +664,32 @@ def test_open_gallery_folder(folder: Path) -> None:
         index.close()
     assert model.seen == 7
     assert not list(folder.rglob("*.sqlite*"))  # it lies in the cache
+
+
+def test_what_people_do_in_the_app_does_not_change_what_a_folder_holds(folder: Path, tmp_path: Path) -> None:
+    model = Colours()
+    shown, _ = gallery.open_gallery(folder, model, progress=False)
+    assert shown is not None
+    gallery.embed_paths([picture(tmp_path / "other" / "x.png", 99).parent], model, shown, progress=False)
+    shown.delete([shown.items(limit=1)[0].id])
+    shown.close()
+    held, report = gallery.open_pictures([folder], model, progress=False)
+    assert [item.path for item in held.items()] == [str(path) for path in folders.image_files(folder)]
+    assert report.embedded == 7
+    held.close()
+
+
+def test_folders_as_people_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gallery.folder_named(" ~ ") == gallery.folder_named(str(tmp_path)) == tmp_path
+    for text, told in (
+        (" ", "Name a folder of this machine"),
+        ("~nobodyknows/x", "~nobodyknows/x: no such folder"),
+        (f"{tmp_path}/absent", "absent: no such folder"),
+        ("a\0b", "no such folder"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            gallery.folder_named(text)
 
 
 def test_open_gallery_index(folder: Path, index: Index, tmp_path: Path) -> None:

@@ -241,3 +241,27 @@ def test_a_label_is_in_the_gallery_too_and_is_taken_back_from_both(tmp_path: Pat
     assert said == [(["id0"], "x y"), (["id0"], "folder")]
     with pytest.raises(ValueError, match="no file holds it"):
         labelling.give_label(engine, table, Item("id1", "upload/b.jpg", ""), "x")
+
+
+def test_a_label_is_given_and_taken_in_both_places_or_in_none(tmp_path: Path) -> None:
+    engine, table, works = engine_of(np.eye(2, dtype=np.float32), ["/p/a.jpg", "/p/b.jpg"]), tmp_path / "labels.csv", []
+
+    def set_label(ids: list[str], label: str) -> None:
+        if not works:
+            raise ValueError("g.sqlite: may only be read here; nothing was changed.")
+
+    engine.index.set_label = set_label
+    for content in ("path,label\n/p/b.jpg,dog\n", "path,label\n/p/a.jpg,\n", "path,label\n/p/a.jpg,dog\n"):
+        table.write_text(content)
+        for _ in range(2):  # the second time as the first
+            with pytest.raises(ValueError, match="may only be read here"):
+                labelling.give_label(engine, table, Item("id0", "/p/a.jpg", ""), "cat")
+            assert table.read_text() == content
+        works.append(True)
+        before = labelling.give_label(engine, table, Item("id0", "/p/a.jpg", ""), "cat")
+        works.clear()
+        given = labelling.read_labels(table)
+        assert given["/p/a.jpg"] == "cat"
+        with pytest.raises(ValueError, match="may only be read here"):
+            labelling.take_label(engine, table, before)
+        assert labelling.read_labels(table) == given

@@ -1,5 +1,7 @@
 """The evaluation transform against recorded TensorFlow outputs, and reading of odd pictures."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,25 @@ def test_the_limit_in_force_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         zoo.read_image(tmp_path / "a.png")
     with pytest.raises(ValueError, match="more than the 900 pixels allowed"):
         zoo.read_image(tmp_path / "a.png", max_pixels=900)
+
+
+def test_pil_images_are_refused_as_files_are(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    Image.fromarray(RECORDED["eval_300x400_to_224_image"]).save(path)
+    with Image.open(path) as whole, pytest.raises(ValueError, match="400 x 300 pixels is more than the 1,000 allowed"):
+        zoo.read_image(whole, max_pixels=1000)
+    path.write_bytes(path.read_bytes()[:4000])
+    with Image.open(path) as cut, pytest.raises(ValueError, match=r"^The PIL image: .*truncated"):
+        zoo.read_image(cut)
+
+
+def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path: Path) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            list(pool.map(zoo.read_image, [tmp_path / "a.png"] * 20))
+    assert list(warnings.filters) == before
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ import hostile
 import numpy as np
 import pytest
 from hostile import GROWTH, Case, corpus, exif, mutants, read_all, smooth, some
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 import zoo
 from app import containers, uploads
 from app.uploads import MAX_BYTES, MAX_PIXELS, Refused, read_upload, shown_name
+from zoo.upright import exif_orientation
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 PIXELS = smooth(Random(0), 48, 64)
@@ -165,13 +166,33 @@ def test_only_what_makes_the_pixels_reaches_a_decoder() -> None:
             assert not {"exif", "icc_profile", "comment", "xmp"} & set(opened.info)
 
 
+def test_only_exif_turns_a_picture(tmp_path: Path) -> None:
+    """As browsers show it, and one and the same here and from the command line; Pillow obeys XMP too."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    saved: dict[str, dict[str, Any]] = {
+        "a.jpg": {"xmp": xmp, "quality": 95}, "a.webp": {"xmp": xmp, "lossless": True}, "a.png": {"pnginfo": text},
+    }  # fmt: skip
+    for name, options in saved.items():
+        Image.fromarray(PIXELS).save(tmp_path / name, **options)
+        with Image.open(tmp_path / name) as opened:
+            assert ImageOps.exif_transpose(opened).size == (48, 64)
+        as_file = zoo.read_image(tmp_path / name)
+        assert as_file.shape == PIXELS.shape
+        np.testing.assert_array_equal(read_upload(tmp_path / name), as_file)
+    twice = hostile.with_segments(JPEG, hostile.segment(0xE1, exif(1)), hostile.segment(0xE1, exif(6)))
+    (tmp_path / "twice.jpg").write_bytes(twice)
+    np.testing.assert_array_equal(read_upload(twice), zoo.read_image(tmp_path / "twice.jpg"))
+
+
 def test_exif_orientation() -> None:
     for orientation in range(1, 9):
         for order in "<>":
-            assert containers.exif_orientation(exif(orientation, order=order)) == orientation
-            assert containers.exif_orientation(exif(orientation, order=order, kind=4)) == orientation
+            assert exif_orientation(exif(orientation, order=order)) == orientation
+            assert exif_orientation(exif(orientation, order=order, kind=4)) == orientation
     for wrong in (exif(0), exif(9), b"", b"Exif\0\0", exif(6)[:-8], exif(6)[6:12], b"II*\0\xff\xff\xff\xff"):
-        assert containers.exif_orientation(wrong) == 1
+        assert exif_orientation(wrong) == 1
 
 
 @pytest.mark.parametrize(

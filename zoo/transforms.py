@@ -3,11 +3,17 @@
 Pillow is imported at the first picture that is no array.
 """
 
+import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+
+from zoo.upright import exif_orientation, upright
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "MPO")  #
 CROP_FRACTION = 0.875  # of the shorter side (code: data_util.py, CROP_PROPORTION)
 _TABLE = 1024  # TensorFlow looks cubic weights up at multiples of 1/1024
 _CUBIC_A = -0.75
+_HEADER = 1 << 16  # bytes read of a file at first
+_opening = threading.Lock()
 
 
 def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -38,16 +46,9 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return image
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(image, Image.Image):
-        try:
-            return np.asarray(_to_rgb(image))
-        except _NotTakenError as error:
-            raise ValueError(f"An image has {error}") from None
+    name = "The PIL image" if isinstance(image, Image.Image) else str(image)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels are counted next
-            opened = Image.open(image, formats=_formats())
-        with opened:
+        with nullcontext(image) if isinstance(image, Image.Image) else _opened(image) as opened:
             width, height = opened.size
             if width * height > max_pixels:
                 raise _NotTakenError(
@@ -55,17 +56,30 @@ def read_image(image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 )
             return np.asarray(_to_rgb(opened))
     except FileNotFoundError:
-        raise ValueError(f"{image}: no such file.") from None
+        raise ValueError(f"{name}: no such file.") from None
     except UnidentifiedImageError:
-        raise ValueError(f"{image}: not an image in a known format ({', '.join(_formats())}).") from None
+        raise ValueError(f"{name}: not an image in a known format ({', '.join(_formats())}).") from None
     except Image.DecompressionBombError:
         allowed = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))  # Pillow's own, which a process may lower
-        raise ValueError(f"{image}: more than the {allowed:,} pixels allowed here; make it smaller.") from None
+        raise ValueError(f"{name}: more than the {allowed:,} pixels allowed here; make it smaller.") from None
     except _NotTakenError as error:
-        raise ValueError(f"{image}: {error}") from None
+        raise ValueError(f"{name}: {error}") from None
     except Exception as error:  # decoders raise many things on damaged files
         reason = str(error) if isinstance(error, OSError) else type(error).__name__
-        raise ValueError(f"{image}: cannot be read as an image ({reason}).") from None
+        raise ValueError(f"{name}: cannot be read as an image ({reason}).") from None
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator["Image.Image"]:
+    from PIL import Image
+
+    with io.BufferedReader(io.FileIO(path), _HEADER) as file:
+        file.peek(1)  # the disk's answer is waited for here, by all threads at once
+        with _opening, warnings.catch_warnings():  # filters are the process's: one thread at a time
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels are counted next
+            opened = Image.open(file, formats=_formats())
+        with opened:
+            yield opened
 
 
 class _NotTakenError(Exception):
@@ -80,10 +94,11 @@ def _formats() -> tuple[str, ...]:
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     kind = image.format
-    image = ImageOps.exif_transpose(image)
+    image.load()  # the EXIF data of a PNG may follow its pixels
+    image = upright(image, exif_orientation(image.info.get("exif") or b""))
     if image.mode == "F" or (image.mode == "I" and kind == "TIFF"):
         raise _NotTakenError("pixels of unknown range (floating point or 32 bits); save it with 8 or 16 bits each.")
     if image.mode.startswith("I;16") or image.mode == "I":

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import parts
 from app.engine import Engine
-from app.gallery import embed_paths
+from app.gallery import embed_paths, folder_named
 from app.index import Record
 from app.labelling import optional_label
 from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told
@@ -135,11 +135,7 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio finds it there)
     ) -> str:
         assert engine.index is not None
-        if not folder.strip():
-            raise ValueError("Name a folder of this machine, such as /home/me/photos.")
-        path = Path(folder.strip()).expanduser()
-        if not path.is_dir():
-            raise ValueError(f"{folder.strip()}: no such folder on the machine that serves this page.")
+        path = folder_named(folder)
         stop = adding[request.session_hash] = threading.Event()
 
         def count(done: int, total: int) -> None:
