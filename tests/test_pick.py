@@ -252,7 +252,8 @@ def picking_model() -> embedding.Embedder:
         (["--budget", "3", "--labels", "{}/strange.csv"], "first line does not name the columns"),
         (["--budget", "3", "--labels", "{}/unknown.csv"], "no such file: {}/images/nowhere.png"),
         (["--budget", "3", "--out", "{}/strange.csv"], "is no list of path,label"),
-        (["--budget", "3", "--sheet", "{}/images/circle/00.png"], "no contact sheet"),
+        (["--budget", "3", "--sheet", "{}/mine.png"], "no contact sheet"),
+        (["--budget", "3", "--sheet", "{}/images/new.png"], "would become one of them; choose another --sheet."),
         (["--budget", "3", "--sheet", "{}/o.csv"], "cannot be one file"),
         (["--budget", "3", "--model", "a", "--embeddings", "b"], "exclude each other"),
         (["--budget", "3", "--embeddings", "{}/void"], "no finished embeddings"),
@@ -263,6 +264,7 @@ def test_mistakes_are_one_line(
     arguments: list[str], said: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "void").mkdir()
+    (tmp_path / "mine.png").write_bytes((image_folder / "circle" / "00.png").read_bytes())
     (tmp_path / "strange.csv").write_text("name,class\na.png,1\n")
     (tmp_path / "unknown.csv").write_text("path,label\nnowhere.png,cat\n")
     given = [text.format(tmp_path) for text in arguments]

@@ -159,6 +159,10 @@ def test_held_out_images_and_their_copies_are_trained_on_in_no_stage(image_folde
         return holdout.split(images, labelled, None, holdout=share, contents=contents, out=tmp_path)
 
     first = split(labelled)
+    whole = split(dataclasses.replace(labelled, paths=tuple(path.resolve() for path in labelled.paths)))
+    contents = Contents(image_folder, tmp_path)
+    contents.read([*first.few.paths, *whole.few.paths])
+    assert contents.digest(whole.few) == contents.digest(first.few)  # however a table spells its paths
     assert np.bincount(first.held_out.labels).tolist() == [2, 2, 2]
     measured = set(first.held_out.paths)
     assert measured.isdisjoint(first.unlabeled.paths)

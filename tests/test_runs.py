@@ -22,6 +22,9 @@ FINETUNE = FinetuneRecipe(**SMALL, epochs=2)
 DISTILL = DistillRecipe(**SMALL, epochs=2, warmup_epochs=0)
 
 
+HEADLESS = zoo.create(TINY, num_classes=None, image_size=48, projector=False)
+
+
 def entries(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
@@ -55,6 +58,10 @@ def test_three_stages_leave_what_they_promise(image_folder: Path, tmp_path: Path
     assert equal_backbone(probe, pretrained)
     assert not equal_backbone(tuned, pretrained)
     assert student.facts["training_images"] == 36
+    assert zoo.load_file(tmp_path / "c" / "best.safetensors").facts == student.facts
+    again = runs.finetune(linear, labelled, student, out=tmp_path / "e", device="cpu")  # a student has no head
+    assert again.projector is None
+    assert equal_backbone(again, student)
 
 
 def equal_backbone(a: zoo.SimCLR, b: zoo.SimCLR) -> bool:
@@ -113,6 +120,7 @@ def test_a_run_is_not_overwritten_or_mixed_up(image_folder: Path, tmp_path: Path
         runs.pretrain(short, images, out=tmp_path / "a", device="cpu")
     with pytest.raises(ValueError, match=r"other settings \(temperature\)"):
         runs.pretrain(dataclasses.replace(short, temperature=0.9), images, out=tmp_path / "a", resume=True)
+    assert zoo.load_file(tmp_path / "a" / "model.safetensors").facts["recipe"]["precision"] == "fp32"
     (tmp_path / "a" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         runs.pretrain(short, images, out=tmp_path / "a", resume=True)
@@ -153,11 +161,30 @@ def test_an_epoch_is_as_many_images_as_there_are(image_folder: Path, tmp_path: P
     assert [entry["epoch"] for entry in told] == pytest.approx([step * 12 / 23 for step in range(1, 7)])
 
 
+def test_what_auto_came_out_as_is_kept(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun on one machine and gone on with on another, as clouds give them."""
+    images, asked = data.from_folder(image_folder), []
+
+    def found(name: str, device: torch.device) -> torch.dtype:
+        asked.append(name)
+        return {"auto": torch.bfloat16, "fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+    short = dataclasses.replace(PRETRAIN, epochs=0.4, warmup_epochs=0, precision="auto")
+    monkeypatch.setattr(runs, "pick_precision", lambda name, device: torch.float32)
+    first = runs.pretrain(short, images, out=tmp_path / "a", device="cpu")
+    monkeypatch.setattr(runs, "pick_precision", found)
+    assert equal(runs.pretrain(short, images, out=tmp_path / "a", device="cpu", resume=True), first)
+    with pytest.raises(ValueError, match=r"other settings \(precision\)"):
+        runs.pretrain(dataclasses.replace(short, precision="bf16"), images, out=tmp_path / "a", resume=True)
+    assert asked == ["fp32", "bf16"]
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda i, m: (FINETUNE, dataclasses.replace(i, labels=None), m), "None of the 36 images has a label"),
         (lambda i, m: (FINETUNE, i, None), "pretrained model"),
+        (lambda i, m: (FINETUNE, i, HEADLESS), "no projection head, .* layer 1 of it .* give --classify-from 0"),
         (lambda i, m: (dataclasses.replace(FINETUNE, image_size=32), i, m), "does not fit"),
         (lambda i, m: (FINETUNE, data.ImageSet(i.paths, np.zeros(36, np.int64), ("one",)), m), "at least 2"),
         (
@@ -214,6 +241,26 @@ def test_knn_equals_nested_loops() -> None:
         np.testing.assert_allclose(ours[row], expected, rtol=1e-9)
 
 
+def test_no_image_votes_on_itself(tiny_model: zoo.SimCLR, image_folder: Path) -> None:
+    images = data.from_class_folders(image_folder)
+    features, _, _ = evaluate.embed(tiny_model, images)
+    some = [20, 3, 30]
+    others = [[place for place in range(36) if place != image] for image in some]
+    alone = [
+        evaluate.knn(features[rest], images.labels[rest], features[[image]], classes=3, k=5)
+        for image, rest in zip(some, others, strict=True)
+    ]
+    own = torch.tensor([20, -1, 30])
+    found = evaluate.knn(features, images.labels, features[some], classes=3, k=5, own=own, chunk=2)
+    torch.testing.assert_close(found[[0, 2]], torch.cat([alone[0], alone[2]]))
+    assert found[1].max() >= 1  # its own vote
+    right = np.mean([row.argmax().item() == images.labels[image] for row, image in zip(alone, some, strict=True)])
+    linked = image_folder.parent / "linked"
+    linked.symlink_to(image_folder)
+    asked = data.from_class_folders(linked).subset(some)
+    assert evaluate.knn_score(tiny_model, images, asked, k=5).top1 == pytest.approx(right)
+
+
 def test_accuracy_of_a_model_on_files(tiny_model: zoo.SimCLR, image_folder: Path) -> None:
     images = data.from_class_folders(image_folder)
     found = evaluate.accuracy(tiny_model, images)
@@ -222,6 +269,10 @@ def test_accuracy_of_a_model_on_files(tiny_model: zoo.SimCLR, image_folder: Path
             tiny_model(torch.from_numpy(zoo.preprocess(path, 48))[None]).logits.argmax().item() for path in images.paths
         ]
     assert found.top1 == pytest.approx(np.mean(np.array(answers) == images.labels))
+    tiny_model.classes = ()
+    assert evaluate.accuracy(tiny_model, images).top1 == found.top1
+    with pytest.raises(ValueError, match=r"tells 3 classes apart and does not name them; the labels have 2\."):
+        evaluate.accuracy(tiny_model, data.ImageSet(images.paths, images.labels % 2, ("a", "b")))
     tiny_model.classes = ("a", "b", "c")
     with pytest.raises(ValueError, match="none of the 3 classes: 'circle', 'square', 'stripes'"):
         evaluate.accuracy(tiny_model, images)

@@ -282,6 +282,27 @@ def test_processes_share_the_shards(
     assert scoring.score_teacher(teacher, images, tmp_path / "shared", **SMALL) is None  # and takes it for whole not
 
 
+def test_what_can_be_read_by_now_is_asked_about_again(
+    teacher: ModelTeacher, images: data.ImageSet, tmp_path: Path
+) -> None:
+    whole = images.paths[3].read_bytes()
+    images.paths[3].write_bytes(bytes(len(whole)))
+    images.paths[30].write_bytes(b"no image")
+    scoring.score_teacher(teacher, images, tmp_path, **SMALL)
+    images.paths[3].write_bytes(whole)  # as many bytes: still the list of images that was scored
+    with pytest.raises(ValueError, match=r"03\.png could not be read when the teacher was asked, but can be now"):
+        CachedTeacher(tmp_path).check(images)
+    kept = sorted(tmp_path.glob("answers-*"), key=lambda path: path.stat().st_mtime_ns)
+    manifest = scoring.score_teacher(teacher, images, tmp_path, **SMALL)
+    assert manifest["unreadable"] == 1
+    assert sorted(tmp_path.glob("answers-*"), key=lambda path: path.stat().st_mtime_ns)[-1] == tmp_path / min(
+        path.name for path in kept
+    )
+    cached = CachedTeacher(tmp_path)
+    cached.check(images)
+    assert cached.evaluation_logits(images, 36)[0].paths == images.paths[:30] + images.paths[31:]
+
+
 def test_unreadable_images_are_marked(teacher: ModelTeacher, images: data.ImageSet, tmp_path: Path) -> None:
     images.paths[3].write_bytes(b"no image")
     manifest = scoring.score_teacher(teacher, images, tmp_path, **SMALL)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from training.data import ImageSet
 from zoo.files import json_object, written_whole
 from zoo.model_file import sha256_of
+from zoo.transforms import read_image
 
 FORMAT = "simclrv2-answers-2"
 MANIFEST = "manifest.json"
@@ -191,6 +193,15 @@ def read_shard_header(path: Path) -> Scoring:
         raise ValueError(f"{path}: no such file.") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable shard of a teacher's answers ({error}).") from None
+
+
+def first_readable(images: ImageSet, places: np.ndarray) -> int | None:
+    """The first of some places whose image can be read."""
+    for place in places.tolist():
+        with suppress(ValueError):
+            read_image(images.paths[place])
+            return int(place)
+    return None
 
 
 def map_shard(path: Path, scoring: Scoring, number: int) -> dict[str, np.ndarray]:

@@ -243,7 +243,7 @@ def distill(
 @click.argument("model")
 @_images_option("Class folders; or the folder that the paths in --labels start from.")
 @click.option("--labels", type=click.Path(path_type=Path), help="CSV with the columns path,label.")
-@click.option("--knn", type=_EXISTING_FOLDER, help="Class folders whose images vote: a kNN score of the features.")
+@click.option("--knn", type=_EXISTING_FOLDER, help="Class folders whose images vote, none on itself: a kNN score.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(model: str, images: Path, labels: Path | None, knn: Path | None, device: str, as_json: bool) -> None:

@@ -76,5 +76,6 @@ def views(
         raise ValueError(f"{option} is for pretraining; the views of {name!r} are cropped and flipped only.")
     chosen = dataclasses.replace(found, **overrides)
     augmentation, each = recipe_augmentation(chosen)
+    data.refuse_inside(out, images)
     draw_views(data.from_folder(images), augmentation, out, views=each, seed=chosen.seed, rows=rows, epoch=epoch)
     click.echo(f"Views of {name}: {out}")

@@ -103,12 +103,14 @@ def pick(
     device: str,
 ) -> None:
     """Which images to label first: a list to fill in, path,label, and a contact sheet to look at."""
+    from training import data
     from training import embed as embedding
     from training import pick as picking
 
     if model is not None and embeddings is not None:
         raise ValueError("--model and --embeddings exclude each other: the embeddings were made by a model.")
     sheet = sheet or out.with_suffix(".png")
+    data.refuse_inside(sheet, images, option="--sheet")
     picked = picking.pick(
         images,
         budget,

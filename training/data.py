@@ -236,7 +236,10 @@ def _existing_folder(directory: str | Path) -> Path:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    files = sorted(image_files(folder, links=True))
+    def cannot(place: str, error: OSError) -> None:
+        _log.warning("%s: cannot be listed (%s); its images are left out.", place, error.strerror)
+
+    files = sorted(image_files(folder, links=True, on_error=cannot))
     if not files:
         raise ValueError(none_in(folder, links=True))
     return files
@@ -291,10 +294,10 @@ def spaced(count: int, limit: int) -> np.ndarray:
     return np.arange(few) * count // max(1, few)
 
 
-def refuse_inside(out: Path, images: Path) -> None:
-    """Raise ValueError for a folder of results that lies among the images: its pictures would become some of them."""
+def refuse_inside(out: Path, images: Path, *, option: str = "--out") -> None:
+    """Raise ValueError for results that lie among the images: the pictures in them would become some of these."""
     if images.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"{out} lies in the folder of images, and would become one of them; choose another --out.")
+        raise ValueError(f"{out} lies in the folder of images, and would become one of them; choose another {option}.")
 
 
 def require_images(images: ImageSet, *, after: str = "") -> ImageSet:

@@ -69,6 +69,21 @@ def score(logits: Tensor, labels: np.ndarray | Tensor) -> Score:
     return Score(hits[:, 0].double().mean().item(), hits.any(1).double().mean().item(), len(target))
 
 
+def in_classes_of(images: ImageSet, classes: tuple[str, ...], outputs: int) -> ImageSet:
+    """Labelled images, their labels as the outputs of a model that names its ``classes``, or does not.
+
+    Raises ValueError for labels of other classes; without names, for another number of them.
+    """
+    if classes and images.classes:
+        return in_classes(images, classes)
+    if images.classes and len(images.classes) != outputs:
+        raise ValueError(
+            f"The model tells {outputs} classes apart and does not name them; the labels have {len(images.classes)}. "
+            "Give images of all its classes, whose names are in its order when sorted."
+        )
+    return images
+
+
 def accuracy(model: SimCLR, images: ImageSet, *, device: str | torch.device = "cpu") -> Score:
     """The classifier's accuracy on labelled images, with the evaluation transform.
 
@@ -78,8 +93,7 @@ def accuracy(model: SimCLR, images: ImageSet, *, device: str | torch.device = "c
         raise ValueError("Evaluation needs labels: give class folders, or a CSV with the columns path,label.")
     if model.num_classes is None:
         raise ValueError("This model has no classifier; use --knn, or fine-tune it.")
-    if model.classes and images.classes:
-        images = in_classes(images, model.classes)
+    images = in_classes_of(images, model.classes, model.num_classes)
     _, logits, indices = embed(model, images, device=device, title="evaluating")
     assert logits is not None
     assert images.labels is not None
@@ -94,21 +108,22 @@ def knn(
     classes: int,
     k: int = 200,
     temperature: float = 0.1,
-    leave_one_out: bool = False,
+    own: np.ndarray | Tensor | None = None,
     chunk: int = 1024,
 ) -> Tensor:
     """Scores (M, classes): the k nearest by cosine vote with weight exp(similarity / temperature) (Wu et al. 2018).
 
-    ``leave_one_out``: the test images are the training images, and none votes on itself.
+    ``own`` (M,): where each test image is among the training images itself, -1 for nowhere; there it has no vote.
     """
     bank = F.normalize(train_features, dim=1)
     votes = F.one_hot(torch.as_tensor(train_labels), classes).to(bank.dtype)
-    k = min(k, len(bank) - leave_one_out)
+    places = torch.full((len(test_features),), -1) if own is None else torch.as_tensor(own)
+    k = min(k, len(bank) - int((places >= 0).any()))
     scores = []
-    for start, queries in enumerate(F.normalize(test_features, dim=1).split(chunk)):
+    for queries, mine in zip(F.normalize(test_features, dim=1).split(chunk), places.split(chunk), strict=True):
         cosines = queries @ bank.T  # (chunk, N)
-        if leave_one_out:
-            cosines.diagonal(start * chunk).fill_(-torch.inf)
+        rows = (mine >= 0).nonzero()[:, 0]
+        cosines[rows, mine[rows]] = -torch.inf
         similarity, nearest = cosines.topk(k, dim=1)  # (chunk, k)
         weights = ((similarity - 1) / temperature).exp()
         scores.append((weights[:, :, None] * votes[nearest]).sum(1))
@@ -118,7 +133,7 @@ def knn(
 def knn_score(
     model: SimCLR, train: ImageSet, test: ImageSet, *, k: int = 200, device: str | torch.device = "cpu"
 ) -> Score:
-    """kNN accuracy of the features: labelled ``train`` images vote on ``test`` images.
+    """kNN accuracy of the features: labelled ``train`` images vote on ``test`` images, none on itself.
 
     Raises ValueError without labels on both sides, or for test images of a class that has no vote.
     """
@@ -128,7 +143,9 @@ def knn_score(
     assert test.labels is not None
     bank, _, kept = embed(model, train, device=device, title="kNN bank")
     queries, _, asked = embed(model, test, device=device, title="kNN queries")
-    return score(knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k), test.labels[asked])
+    places = {train.paths[image].resolve(): place for place, image in enumerate(kept.tolist())}
+    own = np.array([places.get(test.paths[image].resolve(), -1) for image in asked.tolist()])
+    return score(knn(bank, train.labels[kept], queries, classes=len(train.classes), k=k, own=own), test.labels[asked])
 
 
 _LOOKED_AT = 500  # unlabeled images, where there are no labels to score with
@@ -147,7 +164,7 @@ def feature_scores(
     if images is not None:
         assert images.labels is not None
         labels = images.labels[kept]
-        votes = knn(features, labels, features, classes=len(images.classes), k=20, leave_one_out=True)
+        votes = knn(features, labels, features, classes=len(images.classes), k=20, own=np.arange(len(labels)))
         found["knn"] = score(votes, labels).top1
     return found | {
         "feature_rank": health.effective_rank(features),

@@ -74,6 +74,7 @@ def split(
     unlabeled = images.subset([i for i in range(len(images)) if not aside[i] and not copy[i]])
     kept = {path.resolve() for path in unlabeled.paths}
     few = labelled.subset([i for i, path in enumerate(labelled.paths) if path.resolve() in kept])
+    contents.read(few.paths)  # a table may spell them otherwise than the folder does
     assert few.labels is not None
     assert held_out.labels is not None
     for number, name in enumerate(labelled.classes):

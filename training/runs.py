@@ -29,7 +29,6 @@ from training.data import (
     ImageSet,
     TrainingBatches,
     give_back_freed_memory,
-    in_classes,
     keep_freed_memory,
     labels_per_class,
     require_labels,
@@ -43,6 +42,7 @@ from training.step import Step
 from training.survey import kept_survey
 from training.teachers import CachedTeacher, ModelTeacher, Teacher, check_classes
 from training.views import draw_views, recipe_augmentation
+from zoo.files import json_object
 from zoo.model_file import MODEL_FILE, load_file, save_file
 from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import PROJECTION_WIDTH, SimCLR
@@ -107,7 +107,7 @@ def finetune(
     validation: ImageSet | None = None,
 ) -> SimCLR:
     """Stage 2 on the labelled ``images``, from a pretrained model (its architecture counts, not the recipe's), or from
-    random values if the recipe says so.
+    random values if the recipe says so. A model without a projection head, as students are, starts from layer 0.
 
     Raises ValueError for images without labels, fewer than two classes, validation images that are also trained on, or
     a model that does not fit the recipe.
@@ -115,12 +115,18 @@ def finetune(
     images = _all_labelled(images)
     if pretrained is not None:
         recipe = dataclasses.replace(recipe, model=pretrained.spec.name if pretrained.spec.facts else pretrained.spec)
+    headless = recipe.from_scratch or (pretrained is not None and pretrained.projector is None)
+    if headless and pretrained is not None and recipe.classify_from:
+        raise ValueError(
+            f"{pretrained.spec.name} has no projection head, so there is no layer {recipe.classify_from} of it to "
+            "start from; give --classify-from 0."
+        )
     model = create(
         recipe.model,
         num_classes=len(images.classes),
         image_size=recipe.image_size,
         classify_from=recipe.classify_from,
-        projector=not recipe.from_scratch,
+        projector=not headless,
         seed=recipe.seed,
     )
     model.classes = images.classes
@@ -128,12 +134,13 @@ def finetune(
         if pretrained is None:
             raise ValueError("This recipe starts from a pretrained model: give --from FILE.safetensors or a zoo name.")
         copy_part(pretrained, model, "backbone")
-        copy_part(pretrained, model, "projector")
+        if not headless:
+            copy_part(pretrained, model, "projector")
         assert model.classifier is not None
         nn.init.zeros_(model.classifier.weight)
     augmentation, _ = recipe_augmentation(recipe)
     stage = Finetune(model, freeze_backbone=recipe.freeze_backbone, weight_decay=_in_loss(recipe))
-    score = _accuracy_on(validation, images, model.classes)
+    score = _accuracy_on(validation, images, model.classes, len(model.classes))
     decay = not recipe.freeze_backbone
     return _Run(recipe, stage, images, augmentation, out=out, score=score, decay=decay).go(device, resume)
 
@@ -198,7 +205,7 @@ def distill(
     augmentation = Augmentation(recipe.image_size, color=False, blur=False)
     stage = Distill(model, taught, temperature=recipe.temperature, alpha=recipe.alpha, scale_by_t2=recipe.scale_by_t2)
     asked = _Asked(taught, images)
-    score = _accuracy_on(validation, images, model.classes) or asked.agreement
+    score = _accuracy_on(validation, images, model.classes, taught.num_classes) or asked.agreement
     finish = None if recipe.temperature == 1 else partial(asked.match_confidence, recipe.temperature)
     run = _Run(recipe, stage, images, augmentation, out=out, score=score, finish=finish, crops=taught.crops)
     return run.go(device, resume, teacher=taught)
@@ -207,13 +214,14 @@ def distill(
 Score = Callable[[SimCLR, torch.device], dict[str, float]]
 
 
-def _accuracy_on(validation: ImageSet | None, training: ImageSet, classes: tuple[str, ...]) -> Score | None:
+def _accuracy_on(
+    validation: ImageSet | None, training: ImageSet, classes: tuple[str, ...], outputs: int
+) -> Score | None:
     """Top-1 on validation images. Raises ValueError if they are trained on with their labels, or of other classes."""
     if validation is None:
         return None
     validation = _all_labelled(validation, least_per_class=0, least_classes=1)
-    if classes:
-        validation = in_classes(validation, classes)
+    validation = evaluate.in_classes_of(validation, classes, outputs)
     if training.labels is not None:
         known = {path.resolve() for path, label in zip(training.paths, training.labels, strict=True) if label >= 0}
         both = [path for path in validation.paths if path.resolve() in known]
@@ -283,17 +291,20 @@ class _Run:
         self.recipe, self.stage, self.images, self.augmentation = recipe, stage, images, augmentation
         self.out, self.score, self.finish, self.best = out, score, finish, best
         self.views, self.crops, self.decay = views, crops, decay
+        self.facts: dict[str, Any] = {}
         self.chance: float | None = None  # the kNN score of one who always says the commonest class
 
     def go(self, device: str, resume: bool, *, teacher: Teacher | None = None) -> SimCLR:
         chosen = pick_device(device)
-        precision = pick_precision(self.recipe.precision, chosen)
+        before = _begun_with(self.out) if resume else {}
+        precision = pick_precision(_again(self.recipe.precision, before.get("precision")), chosen)
         with distributed.processes(chosen) as place, _only_run_in(self.out):
-            wanted = (resume and self.recipe.data == "auto" and _kept_before(self.out)) or self.recipe.data
+            wanted = _again(self.recipe.data, before.get("data"))
             kept = resident.choose(
-                wanted, self.images, image_size=self.recipe.image_size, device=place, crops=self.crops
+                cast(Any, wanted), self.images, image_size=self.recipe.image_size, device=place, crops=self.crops
             )
             config = _config(self.recipe, self.stage, self.images, precision, kept, teacher)
+            self.facts = {"stage": config["stage"], "recipe": config["recipe"], "training_images": config["images"]}
             distributed.first_does(lambda: _prepare(self.out, config, resume))
             (finished,) = distributed.any_of(resume and distributed.is_first() and (self.out / MODEL_FILE).exists())
             if finished:
@@ -303,7 +314,7 @@ class _Run:
                 teacher.to(place)
             batches = self._batches(place, kept)
             self._train(batches, config, place, precision, resume)
-            return self._finish(batches, config, place)
+            return self._finish(batches, place)
 
     def _look_first(self) -> None:
         """One pass over the images, reported, and a sheet of augmented views. Raises ValueError if none can be read."""
@@ -455,10 +466,10 @@ class _Run:
     def _result(self) -> SimCLR:
         """What the run is for: the moving average of the model if there is one."""
         model = self.stage.model if self.stage.average is None else self.stage.average.model
-        model.classes = self.stage.model.classes
+        model.classes, model.facts = self.stage.model.classes, self.facts
         return model
 
-    def _finish(self, batches: TrainingBatches, config: dict[str, Any], place: torch.device) -> SimCLR:
+    def _finish(self, batches: TrainingBatches, place: torch.device) -> SimCLR:
         model = self._result().eval()
         if self.finish is not None and distributed.is_first():
             self.finish(model, place)
@@ -467,7 +478,6 @@ class _Run:
                 self.finish(best, place)
                 save_file(best.to("cpu"), self.out / BEST_FILE)
         model.to("cpu")
-        model.facts = {"stage": config["stage"], "recipe": config["recipe"], "training_images": config["images"]}
         if distributed.is_first():
             encoder = getattr(self.stage, "encoder", None)
             if encoder is not None:
@@ -572,12 +582,18 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
         raise ValueError(f"{out} was begun with other settings ({', '.join(changed)}); resume with the same ones.")
 
 
-def _kept_before(out: Path) -> resident.Kept | None:
-    """Where a run that was begun has its images, if one was: the free memory that ``auto`` goes by may have changed."""
+def _begun_with(out: Path) -> dict[str, Any]:
+    """What decides the result of a run that was begun in the folder; {} if none was."""
     try:
-        return cast(resident.Kept, json.loads((out / "config.json").read_text(encoding="utf-8"))["same_result"]["data"])
-    except (OSError, json.JSONDecodeError, KeyError):
-        return None
+        return dict(json_object((out / "config.json").read_bytes())["same_result"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _again(asked: str, before: str | None) -> str:
+    """What ``auto`` came out as when the run was begun, whatever memory and hardware there are now."""
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    return names.get(before, before) if asked == "auto" and before is not None else asked
 
 
 def _optimizer(recipe: AnyRecipe, stage: Stage, *, decay: bool) -> torch.optim.Optimizer:

@@ -78,7 +78,8 @@ def score_teacher(
     views have the teacher's. ``top_k``: how many logits are kept, see ``answers.kept_classes``. ``batch_size`` is in
     crops. Unreadable images are marked and left out.
 
-    Shards are written whole; a rerun goes on after the finished ones, and makes damaged ones again. Under torchrun
+    Shards are written whole; a rerun goes on after the finished ones, and makes those again that are damaged or lack an
+    image that can be read by now. Under torchrun
     (RANK, WORLD_SIZE) every process scores its share of the shards, and the last to finish writes the manifest.
 
     Returns the manifest's content (see ``answers.write_manifest``), None while other processes are not done. Raises
@@ -97,7 +98,7 @@ def score_teacher(
         assert found.shape == (1, scoring.num_classes)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     mine = range(rank, len(scoring.shards), world)
-    pending = _pending(folder, scoring, mine)
+    pending = _pending(folder, scoring, mine, images)
     left = sum(len(scoring.span(number)) for number in pending)
     check_room(folder, left * scoring.bytes_per_image, "the teacher's answers")
     total = sum(len(scoring.span(number)) for number in mine)
@@ -109,8 +110,8 @@ def score_teacher(
     return answers.write_manifest(folder, scoring)
 
 
-def _pending(folder: Path, scoring: Scoring, numbers: range) -> list[int]:
-    """The shards yet to be made; damaged ones are removed. Raises ValueError for a folder of another scoring."""
+def _pending(folder: Path, scoring: Scoring, numbers: range, images: ImageSet) -> list[int]:
+    """The shards yet to be made; those to be made again are removed. Raises ValueError for another scoring's."""
     hashes: dict[str, str] | None = None
     if (folder / answers.MANIFEST).exists():
         before, hashes = answers.read_manifest(folder)
@@ -118,7 +119,7 @@ def _pending(folder: Path, scoring: Scoring, numbers: range) -> list[int]:
     pending = []
     for number in numbers:
         path = folder / scoring.shards[number]
-        if not path.exists() or not _whole(path, scoring, hashes):
+        if not path.exists() or not _whole(path, scoring, hashes) or _lacks_one(path, scoring, number, images):
             pending.append(number)
             path.unlink(missing_ok=True)  # no other process must take it for a whole one
     return pending
@@ -134,6 +135,12 @@ def _whole(path: Path, scoring: Scoring, hashes: dict[str, str] | None) -> bool:
         return False
     _same_scoring(path.parent, scoring, found)
     return True
+
+
+def _lacks_one(path: Path, scoring: Scoring, number: int, images: ImageSet) -> bool:
+    readable = answers.map_shard(path, scoring, number)["readable"]
+    unread = np.flatnonzero(readable == 0) + scoring.span(number).start
+    return answers.first_readable(images, unread) is not None
 
 
 def _same_scoring(folder: Path, scoring: Scoring, found: Scoring) -> None:

@@ -185,7 +185,8 @@ class CachedTeacher:
         return self
 
     def check(self, images: ImageSet) -> None:
-        """Raise ValueError, in one line, if these are not the scored images, or have labels of other classes."""
+        """Raise ValueError, in one line, if these are not the scored images, if one can be read that could not be when
+        the teacher was asked, or if they have labels of other classes."""
         if len(images) != self.scoring.images:
             raise ValueError(
                 f"{self.folder} has answers for {self.scoring.images} images; there are {len(images)}. "
@@ -196,7 +197,17 @@ class CachedTeacher:
                 f"{self.folder} has answers for other images (names, order or file sizes differ). "
                 "Give the images that were scored, or score these with `simclr score`."
             )
+        readable = np.concatenate([shard["readable"] for shard in self._shards])
+        place = answers.first_readable(images, np.flatnonzero(readable == 0))
+        if place is not None:
+            raise ValueError(self._unanswered(images.paths[place]))
         check_classes(self, images)
+
+    def _unanswered(self, image: object) -> str:
+        return (
+            f"{self.folder}: {image} could not be read when the teacher was asked, but can be now; let it answer again "
+            "with `simclr score`, as before."
+        )
 
     def __call__(self, batch: Batch) -> Tensor:
         index, crop = batch["index"].cpu().numpy(), batch["crop"].cpu().numpy()
@@ -230,10 +241,7 @@ class CachedTeacher:
             chosen, arrays = np.flatnonzero(shard == number), self._shards[number]
             unread = arrays["readable"][place[chosen]] == 0
             if unread.any():
-                raise ValueError(
-                    f"{self.folder}: image {index[chosen][unread][0]} could not be read when the teacher was asked, "
-                    "but can be now; let it answer again with `simclr score`."
-                )
+                raise ValueError(self._unanswered(f"image {index[chosen][unread][0]}"))
             for name, part in parts.items():
                 part[chosen] = arrays[name][place[chosen], row[chosen]]
         moved = {

@@ -78,9 +78,11 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
     return False
 
 
-def image_files(folder: str | Path, *, links: bool = False) -> Iterator[Path]:
+def image_files(
+    folder: str | Path, *, links: bool = False, on_error: Callable[[str, OSError], None] | None = None
+) -> Iterator[Path]:
     """The pictures of a folder and below, in the order of ``walk``."""
-    for entry in walk(folder, links=links):
+    for entry in walk(folder, links=links, on_error=on_error):
         yield Path(entry.path)
 
 
