@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import mmap
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from export.report import Form, Report, timed
 from export.runtime import FORMAT, OnnxModel
 from export.samples import Source
 from export.session import open_graph, run
-from zoo.files import check_room, written_whole
+from zoo.files import check_room, json_text, written_whole
 from zoo.model_file import weights_sha256
 from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import SimCLR
@@ -110,8 +111,8 @@ def export_model(
     }
     if chosen:
         told["quantisation"] = json.dumps({"layers": [layer._asdict() for layer in chosen.layers]})
-    _write(written, path, opset=opset, metadata=told)
-    report = _report(path, weights, graph, chosen, measured, samples.as_input(pictures[:8], image_input), opset)
+    size = _write(written, path, opset=opset, metadata=told)
+    report = _report(path, size, weights, graph, chosen, measured, samples.as_input(pictures[:8], image_input), opset)
     slower = report.slower()
     if slower:
         warnings.warn(slower, stacklevel=3)
@@ -240,6 +241,7 @@ def _measured(
 
 def _report(
     path: Path,
+    size: int,
     weights: Weights,
     graph: Graph,
     chosen: Chosen | None,
@@ -247,7 +249,6 @@ def _report(
     batch: np.ndarray,
     opset: int,
 ) -> Report:
-    size = sum(file.stat().st_size for file in (path, *_data_files(path)))
     if chosen is None:
         form = Form(weights, graph.nbytes(), {}, measured.get("top1"), None, None)
         return Report(path, size, measured.get("images", 0), [form], [])
@@ -268,18 +269,19 @@ def _report(
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def _write(graph: Graph, path: Path, *, opset: int, metadata: dict[str, str]) -> None:
-    """The file, or both, whole or not at all; read back as its users will before it appears."""
+def _write(graph: Graph, path: Path, *, opset: int, metadata: dict[str, str]) -> int:
+    """The file, or both, whole or not at all; read back as its users will before it appears. The bytes written."""
     with _weights_beside(graph, path) as record:
         told = metadata | {"external_data": json.dumps(record)}
         proto, _ = to_proto(graph, opset=opset, metadata=told, outside=record.get("file"))
         with written_whole(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
             onnx.checker.check_model(str(temporary))
-            OnnxModel(temporary)
+            size = OnnxModel(temporary).file_bytes
     for old in _data_files(path):
-        if old.name != record.get("file"):
+        if old.name != record.get("file") and not _is_named_by_another(old, path):
             old.unlink()
+    return size
 
 
 @contextlib.contextmanager
@@ -308,6 +310,16 @@ def _weights_beside(graph: Graph, path: Path) -> Iterator[dict[str, Any]]:
         raise
 
 
+def _is_named_by_another(data: Path, path: Path) -> bool:
+    """Whether another model of the folder takes its weights from this file: an earlier one that was renamed."""
+    for other in path.parent.glob("*.onnx"):
+        if other.name != path.name and other.is_file() and other.stat().st_size:
+            with other.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(data.name.encode()) >= 0:
+                    return True
+    return False
+
+
 def _data_files(path: Path) -> list[Path]:
     """The files of weights that were written for a model of this name."""
     ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
@@ -332,11 +344,11 @@ def metadata(model: SimCLR, weights: Weights, image_input: ImageInput) -> dict[s
                 "range": [0, 1],
             }
         ),
-        "labels": json.dumps(list(model.classes), ensure_ascii=False),
+        "labels": json_text(list(model.classes)),
         "classify_from": str(model.classify_from),
         "weights": weights,
         "weights_sha256": weights_sha256(model),
-        "facts": json.dumps(model.facts, ensure_ascii=False, sort_keys=True),
+        "facts": json_text(model.facts, sort_keys=True),
         "licence": str(model.facts.get("licence", "unknown")),
     }
 

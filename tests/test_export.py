@@ -16,7 +16,7 @@ import torch
 import export
 import zoo
 from export import checks, fold, graph, samples, session, write
-from zoo.model_file import weights_sha256
+from zoo.model_file import weights_sha256, write_config
 
 LABELS = ("tench", "church", "golf ball")
 
@@ -246,6 +246,13 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert len(list(folder.glob("a.onnx.*.data"))) == 2
     assert foreign.exists()
     assert not beside.exists()
+    (folder / "a.onnx").rename(folder / "v1.onnx")  # which names its weights still
+    export.to_onnx(randomise(tiny_model(), seed=3), folder / "a.onnx")
+    export.OnnxModel(folder / "v1.onnx")
+    assert write.export_model(randomise(tiny_model(), seed=4), folder / "a.onnx").file_bytes == (
+        export.OnnxModel(folder / "a.onnx").file_bytes
+    )
+    assert len(list(folder.glob("a.onnx.*.data"))) == 3  # one a model, and the foreign one
     export.OnnxModel(folder / "a.onnx")
     monkeypatch.setattr(write, "OnnxModel", lambda path: 1 / 0)
     before = sorted(folder.iterdir())
@@ -253,6 +260,18 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
         export.to_onnx(randomise(tiny_model(), seed=2), folder / "a.onnx")
     assert sorted(folder.iterdir()) == before
     export.OnnxModel(folder / "a.onnx")
+
+
+def test_names_of_classes_that_are_no_text(tmp_path: Path) -> None:
+    """A folder's name may be bytes that are no UTF-8; training keeps it as Python does."""
+    model = tiny_model()
+    model.classes = ("caf\udce9", *map(str, range(1, model.num_classes or 0)))
+    model.facts = {"data": "caf\udce9"}
+    student = export.OnnxModel(export.to_onnx(model, tmp_path / "a.onnx"))
+    assert student.labels == model.classes
+    assert student.facts == model.facts
+    write_config(tmp_path / "config.json", {"classes": model.classes})
+    assert json.loads((tmp_path / "config.json").read_text())["classes"] == list(model.classes)
 
 
 def test_accuracy_is_measured_and_told(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from app.cli import main as simclr
 from export import OnnxModel, to_onnx, write
 from zoo import hub, probe, registry
 from zoo.card import model_card
+from zoo.model_file import SHARD_INDEX
 
 REPO = "me/simclrv2-r18_0.0625x-pretrained"
 ROW = registry.Row(TINY, 0, 1.0, 2.0, 3.0, 4.0, 5.0)
@@ -328,6 +329,36 @@ def test_the_config_of_shards_is_locked(server: HubServer, model: zoo.SimCLR, tm
         load()
 
 
+def test_shards_of_other_names_are_hashed_too(server: HubServer, model: zoo.SimCLR, tmp_path: Path) -> None:
+    """Whatever the index names is used, so whatever it names is checked, and goes into a bundle."""
+    zoo.push(model, REPO, shard_bytes=100_000)
+    load()
+    folder = tmp_path / "by_hand"
+    shutil.copytree(next((tmp_path / "cache").rglob("config.json")).parent, folder)
+    index = json.loads((folder / SHARD_INDEX).read_text())
+    others = {name: name.replace("model-", "part_") for name in set(index["weight_map"].values())}
+    for name, other in others.items():
+        (folder / name).rename(folder / other)
+    told = {"weight_map": {tensor: others[name] for tensor, name in index["weight_map"].items()}}
+    (folder / SHARD_INDEX).write_text(json.dumps(told))
+    cache = tmp_path / "second"
+    shutil.copytree(folder, cache / TINY.name / "pretrained")
+    zoo.load(TINY, cache_dir=cache, local_files_only=True)
+    from zoo import bundling
+
+    carried = bundling.add(tmp_path / "carried", TINY.name, "pretrained", cache_dir=cache, local_files_only=True)
+    assert {path.name for path in carried.iterdir()} == {*others.values(), SHARD_INDEX, "config.json"}
+    shard = cache / TINY.name / "pretrained" / min(others.values())
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(zoo.TamperedError, match=f"{shard.name} has the SHA-256"):
+        zoo.load(TINY, cache_dir=cache, local_files_only=True)
+    shard.unlink()
+    with pytest.raises(zoo.TamperedError, match=f"has no {shard.name}"):
+        zoo.load(TINY, cache_dir=cache, local_files_only=True)
+
+
 @pytest.mark.parametrize("answer", [b"<html>log in</html>", b"[]", b"{}", b'{"siblings": 3}'])
 def test_a_server_that_is_no_hub(answer: bytes, model: zoo.SimCLR, monkeypatch: pytest.MonkeyPatch) -> None:
     """A captive portal, a wrong address: one line, and the next source is asked."""
@@ -451,6 +482,10 @@ def test_card_of_a_published_model() -> None:
     with torch.device("meta"):
         model = zoo.SimCLR(zoo.spec("r50_1x"), classify_from=1)
     model.facts = {"weights": "finetuned_1pct", "source": "x/model.ckpt-751", "source_sha256": "ab", "step": 751}
+    assert "the paper" not in model_card(model, "me/x")  # a checkpoint that somebody else trained
+    model.facts["paper_top1"] = 99.9
+    assert "the paper" not in model_card(model, "me/x")
+    model.facts["paper_top1"] = 57.9
     text = model_card(model, "me/simclrv2-r50_1x-finetuned_1pct")
     assert "| ImageNet validation | 57.9% | - | 50,000 | - | the paper |" in text
     assert "it was not measured again for this file" in text
@@ -462,6 +497,11 @@ def test_card_of_a_published_model() -> None:
 def test_card_of_an_unknown_model(tiny_model: zoo.SimCLR) -> None:
     text = model_card(tiny_model, "me/x")
     assert "Nothing was measured" in text
+    assert "Not told by the file." in text
+    tiny_model.facts = {"data": "shapes: 36\nimages"}
+    text = model_card(tiny_model, "me/x")
+    assert "Trained on shapes: 36 images." in text
+    assert "Not told by the file." not in text
     good = {"dataset": "x", "top1": 0.5, "images": 3}
     for wrong in ({"images": "3"}, {"top1": 65.5}, {"top1": None}, {"top5": "1"}, {"interval": [0.1]}, {"interval": 3}):
         with pytest.raises(ValueError, match=r"A measurement's (figures|images|interval)"):

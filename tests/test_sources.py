@@ -17,6 +17,7 @@ from conftest import RecordedVariables
 
 import zoo
 from app.cli import main as simclr
+from training.teachers import open_teacher
 from zoo import bucket, conversion, convert, lock, registry, stream
 from zoo.model_file import read_header, sha256_of
 
@@ -410,7 +411,7 @@ def test_a_damaged_lock_file_is_said(filled: Path, tmp_path: Path) -> None:
         zoo.load(NAME)
 
 
-def test_a_file_given_by_its_path_is_compared_with_its_config(filled: Path) -> None:
+def test_a_file_given_by_its_path_is_compared_with_its_config(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo.load(NAME, weights=filled).spec == SPEC
     assert zoo.load(NAME, weights=str(filled.parent)).spec == SPEC
     with pytest.raises(ValueError, match="is for weights from the Hub"):
@@ -419,6 +420,11 @@ def test_a_file_given_by_its_path_is_compared_with_its_config(filled: Path) -> N
     for path in (filled, filled.parent):
         with pytest.raises(zoo.TamperedError, match="the config beside it"):
             zoo.load(NAME, weights=path)
+    for arguments in (("push", filled, "me/x"), ("export", filled, filled.with_suffix(".onnx"))):
+        assert command(*arguments) == 2
+        assert "the config beside it" in capsys.readouterr().err
+    with pytest.raises(zoo.TamperedError, match="the config beside it"):
+        open_teacher(filled)
 
 
 def test_a_folder_that_is_a_link_is_not_written_through(server: BucketServer, tmp_path: Path) -> None:
@@ -478,7 +484,7 @@ def command(*arguments: object) -> int:
     return int(stop.value.code or 0)
 
 
-def test_bundling_what_was_put_into_the_cache_by_hand(tmp_path: Path) -> None:
+def test_bundling_what_was_put_into_the_cache_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = cached(tmp_path)
     zoo.save_file(zoo.create(SPEC, num_classes=3, seed=0).eval(), file)
     assert command("bundle", NAME, tmp_path / "out") == 0
@@ -486,6 +492,7 @@ def test_bundling_what_was_put_into_the_cache_by_hand(tmp_path: Path) -> None:
     zoo.save_file(zoo.create(SPEC, num_classes=4, seed=0).eval(), file)
     (tmp_path / "cache" / "simclr.lock").unlink()
     assert command("bundle", NAME, tmp_path / "out") == 2  # the bundle has other content under this name
+    assert f"simclr lock --forget {NAME}:pretrained --cache {tmp_path / 'out'}." in capsys.readouterr().err
     assert zoo.load(NAME, cache_dir=tmp_path / "out", local_files_only=True).num_classes == 3
 
 
@@ -504,6 +511,32 @@ def test_pull_and_lock(server: BucketServer, tmp_path: Path, capsys: pytest.Capt
     assert NAME in capsys.readouterr().out
     assert command("pull", f"{NAME}:best") == 2
     assert "Unknown weights 'best'" in capsys.readouterr().err
+    assert command("pull", f"{NAME}:absent.safetensors") == 2
+    assert "Unknown weights 'absent.safetensors'" in capsys.readouterr().err
+
+
+def test_paths_are_not_bundled(filled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Joined to the bundle's folder, an absolute path is itself."""
+    mine = tmp_path / "mine"
+    zoo.save_file(zoo.load(NAME), mine / "model.safetensors")
+    (mine / "config.json").write_text('{"my": "own"}')
+    for weights in (str(mine), f"hf://{tmp_path}"):
+        assert command("bundle", f"{NAME}:{weights}", tmp_path / "out") == 2
+        assert f"Unknown weights {weights!r}" in capsys.readouterr().err
+    assert (mine / "config.json").read_text() == '{"my": "own"}'
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_come_before_folders_of_the_same_name(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    averages = zoo.load(NAME, local_files_only=True)
+    averages.facts |= {"ema": True}
+    zoo.save_file(averages, filled.parent.with_name("pretrained_ema") / "model.safetensors")
+    for name in ("pretrained", "pretrained_ema"):
+        zoo.save_file(zoo.create(SPEC, num_classes=3), tmp_path / name / "model.safetensors")
+        assert zoo.load(NAME, weights=name, local_files_only=True).num_classes != 3
 
 
 def test_bundle_works_without_a_network(

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.data import ImageSet
-from zoo.files import json_object, written_whole
+from zoo.files import json_object, json_text, written_whole
 from zoo.model_file import sha256_of
 from zoo.transforms import read_image
 
@@ -249,9 +249,7 @@ def write_manifest(folder: Path, scoring: Scoring) -> dict[str, Any]:
     rows = (scoring.images - unreadable) * (scoring.crops + 1)
     manifest = asdict(scoring) | {"unreadable": unreadable, "outside_top_k": outside / rows, "shards": hashes}
     with written_whole(folder / MANIFEST) as temporary:
-        temporary.write_text(
-            json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(json_text(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -120,9 +120,10 @@ def _validation(given: Path | None, images: Path, classes: tuple[str, ...] | Non
 def load_model(name: str) -> Any:
     """A ``.safetensors`` file, or ``name:weights`` of the zoo, such as ``r18_1x:imagenette_distilled``."""
     import zoo
+    from zoo.weights import load_given
 
     if name.endswith(".safetensors"):
-        return zoo.load_file(name)
+        return load_given(name)
     model, _, weights = name.partition(":")
     return zoo.load(model, weights=weights or "pretrained")
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from training import answers
 from training.data import Crops, ImageSet, evaluation_batches, spaced
-from zoo.model_file import MODEL_FILE, SHARD_INDEX, load_file, sha256_of, weights_sha256
+from zoo.model_file import MODEL_FILE, SHARD_INDEX, sha256_of, weights_sha256
 from zoo.resnet import SMALL_IMAGE
 from zoo.simclr import SimCLR
-from zoo.weights import load
+from zoo.weights import load, load_given
 
 Batch = dict[str, Tensor]
 
@@ -262,11 +262,11 @@ def open_teacher(name: str | Path) -> Teacher:
     path, name = Path(name), str(name)
     if path.is_dir():
         is_model = (path / MODEL_FILE).exists() or (path / SHARD_INDEX).exists()
-        return ModelTeacher(load_file(path)) if is_model else CachedTeacher(path)
+        return ModelTeacher(load_given(path)) if is_model else CachedTeacher(path)
     if path.suffix == ".onnx":
         return OnnxTeacher(path)
     if path.suffix == ".safetensors":
-        return ModelTeacher(load_file(path))
+        return ModelTeacher(load_given(path))
     model, _, weights = name.partition(":")
     if path.exists() or "/" in model or os.sep in model:
         raise ValueError(

@@ -9,7 +9,6 @@ from zoo.files import check_room, written_whole
 from zoo.model_file import (
     CONFIG_FILE,
     MODEL_FILE,
-    SHARD_INDEX,
     config_of,
     config_path,
     known_sha256,
@@ -19,8 +18,8 @@ from zoo.model_file import (
     write_config,
 )
 from zoo.registry import spec as find_spec
-from zoo.sources import Wanted, cached
-from zoo.weights import locate
+from zoo.sources import Wanted, cached, files_of
+from zoo.weights import locate, required_name
 
 _README = """\
 Weights for simclrv2, to be used without a network:
@@ -34,19 +33,20 @@ they are checked at every load.
 
 
 def add(out: Path, model: str, weights: str, **options: Any) -> Path:
-    """Put weights, fetched if need be (``options`` as for ``zoo.load``), into the bundle ``out``; where they are there.
+    """Put named weights, fetched if need be (``options`` as for ``zoo.load``), into the bundle ``out``; where they are
+    there.
 
     Raises what ``zoo.load`` raises, TamperedError if the bundle has other content under this name already, OSError if
     ``out`` cannot be written.
     """
+    required_name(weights, find_spec(model))
     source = locate(model, weights=weights, **options)
     whole = source / MODEL_FILE if source.is_dir() else source
-    shards = [] if whole.exists() else [*sorted(source.glob("model-*.safetensors")), source / SHARD_INDEX]
-    files = {MODEL_FILE: whole} if whole.exists() else {file.name: file for file in shards}
+    files = {MODEL_FILE: whole} if whole.exists() else {file.name: file for file in files_of(source)}
     check_room(out, sum(file.stat().st_size for file in files.values()), f"{model}:{weights}")
     hashes = {name: sha256_of(file) for name, file in files.items()}
     folder = out / model / weights
-    lock.check(out / lock.LOCK_FILE, f"{model}:{weights}", hashes | ({} if whole.exists() else _of_config(source)))
+    lock.check(out / lock.LOCK_FILE, f"{model}:{weights}", hashes)
     for name, file in files.items():
         with written_whole(folder / name) as temporary:
             shutil.copyfile(file, temporary)
@@ -55,13 +55,6 @@ def add(out: Path, model: str, weights: str, **options: Any) -> Path:
         if known_sha256(whole) is not None:
             config = read_config(config_path(whole)) | {"files": hashes}
         write_config(folder / CONFIG_FILE, config)
-    else:
-        with written_whole(folder / CONFIG_FILE) as temporary:
-            shutil.copyfile(source / CONFIG_FILE, temporary)
     with written_whole(out / "README.txt") as temporary:
         temporary.write_text(_README, encoding="utf-8")
     return cached(Wanted(find_spec(model), weights, cache=out, local_files_only=True))
-
-
-def _of_config(source: Path) -> dict[str, str]:
-    return {CONFIG_FILE: sha256_of(source / CONFIG_FILE)}

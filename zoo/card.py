@@ -85,9 +85,15 @@ def _title(model: SimCLR) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(model: SimCLR, measured: Sequence[Mapping[str, Any]]) -> str:
-    category = str(model.facts.get("weights"))
+def _paper_top1(model: SimCLR) -> float | None:
+    """The paper's figure, which converted files have if they are the authors'."""
+    told, category = model.facts.get("paper_top1"), str(model.facts.get("weights"))
     paper = paper_top1(model.spec, category) if category in CATEGORIES and model.spec.facts else None
+    return paper if told == paper else None
+
+
+def _accuracy(model: SimCLR, measured: Sequence[Mapping[str, Any]]) -> str:
+    paper = _paper_top1(model)
     if not measured and paper is None:
         return "## Accuracy\n\nNothing was measured by whoever pushed this model."
     lines = ["## Accuracy", "", "| | top-1 | top-5 | images | 95 % interval | by |", "|---|---|---|---|---|---|"]
@@ -155,8 +161,10 @@ def _data(model: SimCLR) -> str:
     elif facts.get("stage"):
         images = facts.get("training_images")
         lines += [f"Trained with simclrv2: {facts['stage']}" + (f", on {images:,} images." if images else ".")]
-    else:
+    elif not facts.get("data"):
         lines += ["Not told by the file."]
+    if facts.get("data"):
+        lines += [f"Trained on {' '.join(str(facts['data']).split())}."]
     if model.classes:
         shown = ", ".join(model.classes[:20])
         lines += ["", f"Classes: {shown}{', ...' if len(model.classes) > 20 else ''}."]

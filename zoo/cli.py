@@ -82,10 +82,15 @@ def verify(files: tuple[Path, ...]) -> int:
 
 
 def _name(text: str) -> tuple[str, str]:
-    """``r50_1x`` or ``r50_1x:finetuned_1pct``; without weights, the first there are."""
+    """``r50_1x`` or ``r50_1x:finetuned_1pct``; without weights, the first there are. Raises ValueError for a path."""
+    from zoo.weights import HUB_SCHEME, required_name
+
     model, _, weights = text.partition(":")
     spec = find_spec(model)
-    return spec.name, weights or next(iter(list_weights(spec)), "pretrained")
+    weights = weights or next(iter(list_weights(spec)), "pretrained")
+    if not weights.startswith(HUB_SCHEME):
+        required_name(weights, spec)
+    return spec.name, weights
 
 
 def _source_options(function: Any) -> Any:
@@ -166,10 +171,11 @@ def push(
     Log in first: hf auth login.
     """
     import zoo
+    from zoo.weights import load_given
 
     def load() -> Any:
         if model.endswith(".safetensors"):
-            return zoo.load_file(model)
+            return load_given(model)
         name, weights = _name(model)
         return zoo.load(name, weights=weights)
 

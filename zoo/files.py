@@ -57,9 +57,9 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
         temporary.write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
-def json_text(content: object, *, indent: int | None = None) -> str:
+def json_text(content: object, *, indent: int | None = None, sort_keys: bool = False) -> str:
     """JSON with all letters as they are; what is no UTF-8 in a file's name is escaped, and read back as it was."""
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    text = json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON writes a lone surrogate in the same way
 
 

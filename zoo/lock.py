@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zoo import stream
-from zoo.files import json_object, written_whole
+from zoo.files import cache_dir, json_object, written_whole
 
 LOCK_FILE = "simclr.lock"
 
@@ -48,8 +48,13 @@ def check(path: Path, key: str, files: Mapping[str, str]) -> None:
         name = next(name for name in sorted(recorded.keys() | files) if recorded.get(name) != files.get(name))
         raise TamperedError(
             f"{key}: {name} has the SHA-256 {files.get(name, '-')}, but {path} has {recorded.get(name, '-')} for it "
-            f"from its first use. If the change is meant: simclr lock --forget {key}."
+            f"from its first use. If the change is meant: simclr lock --forget {key}{_where(path)}."
         )
+
+
+def _where(path: Path) -> str:
+    """How `simclr lock` is told of this lock file, if it is not the one that it takes."""
+    return "" if path == lock_path(cache_dir()) else f" --cache {path.parent}"
 
 
 def _recorded(path: Path, key: str, files: Mapping[str, str]) -> dict[str, str]:

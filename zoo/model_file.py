@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from zoo.files import json_object, written_whole
+from zoo.files import json_object, json_text, written_whole
 from zoo.registry import Spec
 from zoo.simclr import SimCLR
 
@@ -189,7 +189,7 @@ def config_of(told: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, An
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """config.json, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def config_path(model_path: Path) -> Path:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from zoo import lock
 from zoo.lock import TamperedError
-from zoo.model_file import CONFIG_FILE, MODEL_FILE, SHARD_INDEX, known_sha256, read_config, read_header, sha256_of
+from zoo.model_file import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    SHARD_INDEX,
+    known_sha256,
+    read_config,
+    read_header,
+    read_shards,
+    sha256_of,
+)
 from zoo.registry import BUNDLED, CATEGORIES, EMA, Spec
 
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -171,10 +180,12 @@ def _checked(
 ) -> Path:
     """``path`` again, if its files are inside the cache, what is known of them, and what they are said to be."""
     root = (root or wanted.cache).resolve()
-    files = _files(path)
+    files = files_of(path)
     for file in [*files, path / CONFIG_FILE] if path.is_dir() else files:
         if file.exists():
             _check_inside(file, root)
+        elif file in files:
+            raise TamperedError(f"{path} has no {file.name}; delete it and load again.")
     hashes = {file.name: sha256_of(file) for file in files}
     for file in files:
         expected = known.get(file.name) if known else known_sha256(file)
@@ -190,18 +201,25 @@ def _check_inside(path: Path, root: Path) -> None:
         raise TamperedError(f"{path} leads out of the cache, to {path.resolve()}; delete it.")
 
 
-def _files(path: Path) -> list[Path]:
-    """All that is used of a file, or of a folder: with shards, their index and the config that tells the model."""
+def files_of(path: Path) -> list[Path]:
+    """All that is used of a file, or of a folder: with shards, their index and the config that tells the model.
+
+    Raises TamperedError for a folder that has neither a model nor a readable index of shards.
+    """
     if path.is_file():
         return [path]
     if (path / MODEL_FILE).exists():
         return [path / MODEL_FILE]
-    return [*sorted(path.glob("model-*.safetensors")), path / SHARD_INDEX, path / CONFIG_FILE]
+    try:
+        shards = sorted(read_shards(path))
+    except (OSError, ValueError) as error:
+        raise TamperedError(f"{path}: no {MODEL_FILE} and no readable shards of one ({error}).") from None
+    return [*(path / name for name in shards), path / SHARD_INDEX, path / CONFIG_FILE]
 
 
 def check_beside(path: Path) -> None:
     """Raise TamperedError if a file given by its path is not the one that the config beside it is about."""
-    for file in _files(path):
+    for file in files_of(path) if path.exists() else ():
         if file.is_file() and file.suffix == ".safetensors":
             _compare(file, sha256_of(file), known_sha256(file), "the config beside it")
 

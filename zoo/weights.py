@@ -8,7 +8,7 @@ import torch
 
 from zoo.files import cache_dir as default_cache_dir
 from zoo.model_file import load_file
-from zoo.registry import EMA, SpecLike, list_weights, suggest
+from zoo.registry import EMA, Spec, SpecLike, list_weights, suggest
 from zoo.registry import spec as find_spec
 from zoo.simclr import SimCLR, initialise_model
 from zoo.sources import Wanted, check_beside, find, from_hub
@@ -84,8 +84,32 @@ def load(
     return model
 
 
-def _is_a_folder(weights: str, known: list[str]) -> bool:
-    return "/" in weights or os.sep in weights or (weights not in known and Path(weights).is_dir())
+def load_given(path: str | Path, *, device: str | torch.device = "cpu") -> SimCLR:
+    """The model in a file or folder given by its path, once it was compared with the config beside it.
+
+    Raises ValueError as ``load_file`` does, TamperedError (a ValueError) if the config has another SHA-256.
+    """
+    check_beside(Path(path))
+    return load_file(path, device=device)
+
+
+def _is_named(weights: str, spec: Spec) -> bool:
+    known = list_weights(spec)
+    return weights in known or (weights.endswith(EMA) and weights.removesuffix(EMA) in known)
+
+
+def required_name(weights: str, spec: Spec) -> None:
+    """Raise ValueError if a model has no weights of this name, bundled or published."""
+    if not _is_named(weights, spec):
+        known = list_weights(spec)
+        hint = suggest(weights, known) if known else " None are published for it; give a .safetensors path."
+        raise ValueError(f"Unknown weights {weights!r} for {spec.name!r}.{hint}")
+
+
+def _is_path(weights: str | Path, spec: Spec) -> bool:
+    if isinstance(weights, Path) or weights.endswith(".safetensors") or "/" in weights or os.sep in weights:
+        return True
+    return not _is_named(weights, spec) and Path(weights).is_dir()
 
 
 def locate(
@@ -110,13 +134,10 @@ def locate(
     )
     if isinstance(weights, str) and weights.startswith(HUB_SCHEME):
         return from_hub(weights.removeprefix(HUB_SCHEME), wanted)
-    known = list_weights(spec)
-    if isinstance(weights, Path) or weights.endswith(".safetensors") or _is_a_folder(weights, known):
+    if _is_path(weights, spec):
         if revision is not None:
             raise ValueError(f"revision={revision!r} is for weights from the Hub; {weights} is a path.")
         check_beside(Path(weights))
         return Path(weights)
-    if weights not in known and not (weights.endswith(EMA) and weights.removesuffix(EMA) in known):
-        hint = suggest(weights, known) if known else " None are published for it; give a .safetensors path."
-        raise ValueError(f"Unknown weights {weights!r} for {spec.name!r}.{hint}")
+    required_name(str(weights), spec)
     return find(wanted)
