@@ -53,6 +53,7 @@ def answers(
     for start in range(0, len(files), CHUNK):
         some = files[start : start + CHUNK]
         yield _answer(engine, some, list(islice(reading, len(some))), top=top)
+    next(reading, None)  # there is none, but Ctrl-C may have come meanwhile
 
 
 def _read(engine: Engine, file: Path) -> np.ndarray | str:

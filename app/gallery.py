@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -166,7 +166,7 @@ def _listed(paths: Sequence[str | Path], *, emptied: bool, progress: Progress) -
     return _Listing(files, outer, frozenset(named), problems)
 
 
-def _vanished(listing: _Listing, known: Mapping[str, FileState], *, emptied: bool) -> list[str]:
+def _vanished(listing: _Listing, known: Iterable[str], *, emptied: bool) -> list[str]:
     """Files looked at before, below the folders given, that are no longer there.
 
     Raises ValueError, unless ``emptied``, for a folder without any file that held some: rather not mounted.
@@ -183,16 +183,6 @@ def _vanished(listing: _Listing, known: Mapping[str, FileState], *, emptied: boo
                 "If they were deleted on purpose, `simclr index` forgets them with --emptied."
             )
     return [path for paths in gone.values() for path in paths]
-
-
-def _unnoted(index: Index, listing: _Listing, *, emptied: bool) -> list[str]:
-    """Files below the folders given that are gone, and were never noted: a call was stopped just before that."""
-    found = []
-    for path in index.unnoted():
-        folder = _folder_of(path, listing.folders)
-        if folder is not None and (listing.folders[folder] or emptied) and _is_gone(path):
-            found.append(path)
-    return found
 
 
 def _is_gone(path: str) -> bool:
@@ -238,7 +228,8 @@ def embed_paths(
     """
     known = index.files()
     listing = _listed(paths, emptied=emptied, progress=progress)
-    gone = _vanished(listing, known, emptied=emptied)
+    unnoted = index.unnoted()  # of those below these folders a call was stopped just before it noted them
+    gone = _vanished(listing, [*known, *unnoted], emptied=emptied)
     if not listing.files and not gone:
         raise ValueError(f"No pictures in {', '.join(map(str, paths))}; looked for {', '.join(sorted(endings()))}.")
     for folder, count in listing.folders.items():
@@ -254,10 +245,8 @@ def embed_paths(
     work.finish()
     read = set(todo)
     unchanged = {path: known[path] for path in listing.files if path not in read}
-    if forget:  # now only: a file that was moved keeps its picture
-        unnoted = _unnoted(index, listing, emptied=emptied)
-        if gone or unnoted:
-            index.forget_files([*gone, *unnoted])
+    if gone and forget:
+        index.forget_files(gone)  # now only: a file that was moved keeps its picture
     relabelled = work.relabel(label_of, unchanged, gone) if label_of is not None else 0
     before = {path: state.problem for path, state in unchanged.items() if state.problem not in ("", DELETED)}
     unreadable = listing.problems | before | work.problems
@@ -379,7 +368,8 @@ class _Work:
         """
         given = {(state.id, state.label) for state in self.before.values()}
         by_files = given | {(state.id, state.label) for state in self.copied.values()}
-        lost = {self.before[path].id for path in (*self.changed, *gone)}  # these may bear another file's path now
+        left = [path for path in (*self.changed, *gone) if path in self.before]
+        lost = {self.before[path].id for path in left}  # these may bear another file's path now
         files = {path: state for path, state in (*unchanged.items(), *self.copied.items()) if not state.problem}
         said = {path: label_of(Path(path)) for path in files}
         first = {files[path].id: path for path in reversed(files) if said[path]}

@@ -311,12 +311,16 @@ def _weights_beside(graph: Graph, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_named_by_another(data: Path, path: Path) -> bool:
-    """Whether another model of the folder takes its weights from this file: an earlier one that was renamed."""
-    for other in path.parent.glob("*.onnx"):
-        if other.name != path.name and other.is_file() and other.stat().st_size:
-            with other.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(data.name.encode()) >= 0:
-                    return True
+    """Whether another model of the folder takes its weights from this file, an earlier one that was renamed, or that
+    cannot be told."""
+    for other in path.parent.glob("[!.]*.onnx"):
+        try:
+            if other.name != path.name and other.is_file() and other.stat().st_size:
+                with other.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    if content.find(data.name.encode()) >= 0:
+                        return True
+        except OSError:
+            return True
     return False
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import export
 from app import classify, cli
-from app.engine import Classification, Prediction
+from app.engine import Classification, Engine, Prediction
 
 
 @pytest.fixture
@@ -158,6 +158,24 @@ def test_folders_that_cannot_be_listed_are_named(
     assert all(letter.isprintable() for line in err.splitlines() for letter in line)
     code, out, err = run(student, locked, capsys=capsys)
     assert (code, out, err) == (2, "", f"error: {locked}: cannot be listed (Permission denied).\n")
+
+
+@pytest.mark.parametrize("moment", ["reading", "looking"])
+def test_an_interrupt_at_the_last_picture_is_not_lost(
+    moment: str, student: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, files = Engine(export.OnnxModel(student)), sorted(photos.glob("*.png"))
+    name = {"reading": "_read", "looking": "_answer"}[moment]
+    real = getattr(classify, name)
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        if arguments[1] in (files[-1], files):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(classify, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(classify.answers(engine, files, readers=1, top=1))
 
 
 ALONE = """

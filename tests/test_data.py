@@ -1,5 +1,6 @@
 """Image sets, subsets and batches, on tiny images made here."""
 
+import os
 import pickle
 import platform
 import sys
@@ -80,6 +81,26 @@ def test_labels_in_the_order_of_other_classes():
     assert data.in_classes(images, ("9", "10")).labels.tolist() == [0, 1, -1, 0]  # no image is of class 2
     with pytest.raises(ValueError, match=r"Labels that are none of the 2 classes: '9'\. Those are '2', '10'"):
         data.in_classes(images, ("2", "10"))
+
+
+def test_class_folders_whose_names_are_no_text(image_folder):
+    (image_folder / "circle").rename(image_folder / "caf\udce9")
+    with pytest.raises(ValueError, match=r"the class folder 'caf\ufffd' has a name that is not UTF-8; rename it"):
+        data.from_class_folders(image_folder)
+    assert len(data.from_folder(image_folder)) == 36  # without classes it is only a folder
+
+
+def test_folders_that_cannot_be_listed_are_told(image_folder, monkeypatch, caplog):
+    real, locked = os.scandir, str(image_folder / "circle")
+
+    def scandir(path):
+        if os.fspath(path) == locked:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(data.from_folder(image_folder)) == 24
+    assert caplog.messages == [f"{locked}: cannot be listed (Permission denied); its images are left out."]
 
 
 def test_class_folders_are_the_classes(images):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,6 +226,10 @@ def test_the_opset_asked_for_is_written(tmp_path: Path, opset: int) -> None:
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", opset)]
 
 
+def _refused(*arguments: object, **options: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = export.OnnxModel(export.to_onnx(tiny_model(), tmp_path / "one" / "a.onnx"))
     monkeypatch.setattr(write, "MOST_BYTES", 10_000)
@@ -253,6 +258,14 @@ def test_large_weights_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.M
         export.OnnxModel(folder / "a.onnx").file_bytes
     )
     assert len(list(folder.glob("a.onnx.*.data"))) == 3  # one a model, and the foreign one
+    (folder / "gone.onnx").symlink_to(folder / "nowhere")
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", _refused)
+        export.to_onnx(randomise(tiny_model(), seed=5), folder / "a.onnx")
+    assert len(list(folder.glob("a.onnx.*.data"))) == 4  # whose weights they are cannot be told
+    (folder / "v1.onnx").unlink()
+    export.to_onnx(randomise(tiny_model(), seed=6), folder / "a.onnx")
+    assert len(list(folder.glob("a.onnx.*.data"))) == 2
     export.OnnxModel(folder / "a.onnx")
     monkeypatch.setattr(write, "OnnxModel", lambda path: 1 / 0)
     before = sorted(folder.iterdir())

@@ -344,12 +344,23 @@ def test_stopped_between_a_picture_and_its_file(folder: Path, index: Index, monk
     lost, renamed, *others = folders.image_files(folder)
     lost.unlink()
     renamed.rename(folder / "renamed.png")
-    assert embed(folder, index, forget=False).gone == 0
+    assert embed(folder, index, forget=False).gone == 2
     assert str(lost) in {item.path for item in index.items()}
-    embed(folder, index)
+    assert embed(folder, index, label_of=lambda path: None).vanished == (str(lost), str(renamed))
     assert {item.path for item in index.items()} == {
         *map(str, others), str(folder / "renamed.png"), "upload/x.jpg", "/elsewhere/x.jpg",
     }  # fmt: skip
+
+
+def test_stopped_before_any_file_was_noted_and_then_emptied(folder: Path, index: Index, tmp_path: Path) -> None:
+    records = [Record(path.name, path.as_posix(), "", b"", np.ones(D)) for path in folders.image_files(folder)]
+    index.add(records)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"no pictures in it, but 7 of its files .* --emptied\.$"):
+        embed([folder, picture(tmp_path / "b" / "b.png", 70).parent], index)
+    assert embed(folder, index, emptied=True).gone == 7
+    assert index.count() == 0
 
 
 def test_an_empty_or_missing_folder_forgets_nothing(folder: Path, index: Index, tmp_path: Path) -> None:

@@ -336,7 +336,10 @@ def test_shards_of_other_names_are_hashed_too(server: HubServer, model: zoo.SimC
     folder = tmp_path / "by_hand"
     shutil.copytree(next((tmp_path / "cache").rglob("config.json")).parent, folder)
     index = json.loads((folder / SHARD_INDEX).read_text())
-    others = {name: name.replace("model-", "part_") for name in set(index["weight_map"].values())}
+    others = {
+        name: name.replace("model-", "part_").replace(".safetensors", ".st")
+        for name in set(index["weight_map"].values())
+    }
     for name, other in others.items():
         (folder / name).rename(folder / other)
     told = {"weight_map": {tensor: others[name] for tensor, name in index["weight_map"].items()}}
@@ -354,6 +357,10 @@ def test_shards_of_other_names_are_hashed_too(server: HubServer, model: zoo.SimC
     shard.write_bytes(content)
     with pytest.raises(zoo.TamperedError, match=f"{shard.name} has the SHA-256"):
         zoo.load(TINY, cache_dir=cache, local_files_only=True)
+    told = json.loads((folder / "config.json").read_text()) | {"files": {shard.name: "0" * 64}}
+    (folder / "config.json").write_text(json.dumps(told))
+    with pytest.raises(zoo.TamperedError, match="the config beside it"):
+        zoo.load(TINY, weights=folder)
     shard.unlink()
     with pytest.raises(zoo.TamperedError, match=f"has no {shard.name}"):
         zoo.load(TINY, cache_dir=cache, local_files_only=True)

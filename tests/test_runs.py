@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -176,7 +177,11 @@ def test_what_auto_came_out_as_is_kept(image_folder: Path, tmp_path: Path, monke
     assert equal(runs.pretrain(short, images, out=tmp_path / "a", device="cpu", resume=True), first)
     with pytest.raises(ValueError, match=r"other settings \(precision\)"):
         runs.pretrain(dataclasses.replace(short, precision="bf16"), images, out=tmp_path / "a", resume=True)
-    assert asked == ["fp32", "bf16"]
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    (tmp_path / "a" / "model.safetensors").unlink()  # as if stopped before anything was kept: begun anew
+    monkeypatch.setattr(runs, "pick_precision", lambda name, device: found(name, device) and torch.float32)
+    runs.pretrain(short, images, out=tmp_path / "a", device="cpu", resume=True)
+    assert asked == ["fp32", "bf16", "auto"]
 
 
 @pytest.mark.parametrize(

@@ -492,7 +492,10 @@ def test_bundling_what_was_put_into_the_cache_by_hand(tmp_path: Path, capsys: py
     zoo.save_file(zoo.create(SPEC, num_classes=4, seed=0).eval(), file)
     (tmp_path / "cache" / "simclr.lock").unlink()
     assert command("bundle", NAME, tmp_path / "out") == 2  # the bundle has other content under this name
-    assert f"simclr lock --forget {NAME}:pretrained --cache {tmp_path / 'out'}." in capsys.readouterr().err
+    assert (
+        f"SIMCLR_LOCK={tmp_path / 'out' / 'simclr.lock'} simclr lock --forget {NAME}:pretrained."
+        in capsys.readouterr().err
+    )
     assert zoo.load(NAME, cache_dir=tmp_path / "out", local_files_only=True).num_classes == 3
 
 

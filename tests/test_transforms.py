@@ -1,5 +1,6 @@
 """The evaluation transform against recorded TensorFlow outputs, and reading of odd pictures."""
 
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,12 +93,24 @@ def test_pil_images_are_refused_as_files_are(tmp_path: Path) -> None:
         zoo.read_image(cut)
 
 
-def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path: Path) -> None:
-    Image.new("L", (40, 30)).save(tmp_path / "a.png")
-    before = list(warnings.filters)
+def test_reading_in_threads_leaves_the_warning_filters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the process's: two threads that change and restore them at once leave them changed."""
+    before, real, inside, most = list(warnings.filters), Image.open, [], []
+
+    def slow(*arguments: object, **options: object) -> object:
+        inside.append(True)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    for name in ("a.png", "a.webp", "a.avif"):
+        Image.new("L", (40, 30)).save(tmp_path / name)
+    monkeypatch.setattr(Image, "open", slow)
     with ThreadPoolExecutor(4) as pool:
-        for _ in range(10):
-            list(pool.map(zoo.read_image, [tmp_path / "a.png"] * 20))
+        found = list(pool.map(zoo.read_image, [tmp_path / name for name in ("a.png", "a.webp", "a.avif")] * 4))
+    assert {pixels.shape for pixels in found} == {(30, 40, 3)}
+    assert most == [1] * 12
     assert list(warnings.filters) == before
 
 

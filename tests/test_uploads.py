@@ -181,6 +181,11 @@ def test_only_exif_turns_a_picture(tmp_path: Path) -> None:
         as_file = zoo.read_image(tmp_path / name)
         assert as_file.shape == PIXELS.shape
         np.testing.assert_array_equal(read_upload(tmp_path / name), as_file)
+    Image.fromarray(PIXELS).save(tmp_path / "a.tif", tiffinfo={700: xmp})
+    with Image.open(tmp_path / "a.tif") as opened:
+        opened.load()
+        assert opened.size == (48, 64)
+    assert zoo.read_image(tmp_path / "a.tif").shape == PIXELS.shape
     twice = hostile.with_segments(JPEG, hostile.segment(0xE1, exif(1)), hostile.segment(0xE1, exif(6)))
     (tmp_path / "twice.jpg").write_bytes(twice)
     np.testing.assert_array_equal(read_upload(twice), zoo.read_image(tmp_path / "twice.jpg"))

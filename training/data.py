@@ -82,12 +82,21 @@ def from_folder(directory: str | Path) -> ImageSet:
 def from_class_folders(directory: str | Path) -> ImageSet:
     """One folder for each class, images anywhere below it; the classes are the folders' names, sorted.
 
-    Raises ValueError if there is no such folder, no class folder in it, or a class folder without an image.
+    Raises ValueError if there is no such folder, no class folder in it, or a class folder without an image or with a
+    name that is no text.
     """
     directory = _existing_folder(directory)
     folders = sorted(p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise ValueError(f"{directory}: no folders in it. Expected one folder of images for each class.")
+    for folder in folders:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(folder.name).decode("utf-8", "replace")
+            raise ValueError(
+                f"{directory}: the class folder {shown!r} has a name that is not UTF-8; rename it."
+            ) from None
     files = [_image_files(folder) for folder in folders]
     labels = np.repeat(np.arange(len(folders), dtype=np.int64), [len(f) for f in files])
     return ImageSet(tuple(path for f in files for path in f), labels, tuple(folder.name for folder in folders))

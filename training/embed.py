@@ -162,6 +162,7 @@ def _read_ahead(files: Sequence[Path], model: Embedder, batch: int) -> Iterator[
     reading = in_order(partial(_read, model=model), files, threads=threads, ahead=batch)
     for start in range(0, len(files), batch):
         yield list(islice(reading, min(batch, len(files) - start)))
+    next(reading, None)  # there is none, but Ctrl-C may have come meanwhile
 
 
 def _read(path: Path, model: Embedder) -> np.ndarray | str:

@@ -565,8 +565,7 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
 
     A folder in which nothing has been kept yet is begun anew.
     """
-    path = out / "config.json"
-    begun = path.exists() and ((out / MODEL_FILE).exists() or any((out / "checkpoints").glob("step_*")))
+    path, begun = out / "config.json", _is_begun(out)
     if begun and not resume:
         raise ValueError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
     if not begun:
@@ -582,10 +581,16 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
         raise ValueError(f"{out} was begun with other settings ({', '.join(changed)}); resume with the same ones.")
 
 
+def _is_begun(out: Path) -> bool:
+    """Whether a run in the folder has left something to go on from."""
+    kept = (out / MODEL_FILE).exists() or any((out / "checkpoints").glob("step_*"))
+    return kept and (out / "config.json").exists()
+
+
 def _begun_with(out: Path) -> dict[str, Any]:
     """What decides the result of a run that was begun in the folder; {} if none was."""
     try:
-        return dict(json_object((out / "config.json").read_bytes())["same_result"])
+        return dict(json_object((out / "config.json").read_bytes())["same_result"]) if _is_begun(out) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from zoo import stream
 from zoo.files import cache_dir, json_object, written_whole
 
 LOCK_FILE = "simclr.lock"
+ENVIRONMENT = "SIMCLR_LOCK"  # names another lock file
 
 
 class TamperedError(ValueError):
@@ -17,7 +19,7 @@ class TamperedError(ValueError):
 
 def lock_path(root: Path) -> Path:
     """``SIMCLR_LOCK``, such as a file kept with a project, else simclr.lock in the cache folder ``root``."""
-    return Path(os.environ.get("SIMCLR_LOCK") or root / LOCK_FILE)
+    return Path(os.environ.get(ENVIRONMENT) or root / LOCK_FILE)
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
@@ -48,13 +50,14 @@ def check(path: Path, key: str, files: Mapping[str, str]) -> None:
         name = next(name for name in sorted(recorded.keys() | files) if recorded.get(name) != files.get(name))
         raise TamperedError(
             f"{key}: {name} has the SHA-256 {files.get(name, '-')}, but {path} has {recorded.get(name, '-')} for it "
-            f"from its first use. If the change is meant: simclr lock --forget {key}{_where(path)}."
+            f"from its first use. If the change is meant: {_forgetting(path, key)}."
         )
 
 
-def _where(path: Path) -> str:
-    """How `simclr lock` is told of this lock file, if it is not the one that it takes."""
-    return "" if path == lock_path(cache_dir()) else f" --cache {path.parent}"
+def _forgetting(path: Path, key: str) -> str:
+    """The command that takes ``key`` out of this lock file, which may be another than the one it takes by itself."""
+    told = "" if path == lock_path(cache_dir()) else f"{ENVIRONMENT}={shlex.quote(str(path))} "
+    return f"{told}simclr lock --forget {shlex.quote(key)}"
 
 
 def _recorded(path: Path, key: str, files: Mapping[str, str]) -> dict[str, str]:

@@ -220,8 +220,9 @@ def files_of(path: Path) -> list[Path]:
 def check_beside(path: Path) -> None:
     """Raise TamperedError if a file given by its path is not the one that the config beside it is about."""
     for file in files_of(path) if path.exists() else ():
-        if file.is_file() and file.suffix == ".safetensors":
-            _compare(file, sha256_of(file), known_sha256(file), "the config beside it")
+        expected = known_sha256(file)
+        if expected is not None and file.is_file():
+            _compare(file, sha256_of(file), expected, "the config beside it")
 
 
 def _compare(path: Path, found: str, expected: str | None, by: str) -> None:

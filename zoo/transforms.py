@@ -74,11 +74,14 @@ def _opened(path: str | Path) -> Iterator["Image.Image"]:
     from PIL import Image
 
     with io.BufferedReader(io.FileIO(path), _HEADER) as file:
-        file.peek(1)  # the disk's answer is waited for here, by all threads at once
-        with _opening, warnings.catch_warnings():  # filters are the process's: one thread at a time
+        start = file.peek(12)[:12]  # all threads at once wait for the disk here,
+        whole = start[:4] == b"RIFF" or start[4:8] == b"ftyp"  # as for WebP and AVIF, which Pillow reads whole to open
+        source = io.BytesIO(file.read()) if whole else file
+        with _opening, warnings.catch_warnings():  # and here, as the filters are the process's, for each other
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels are counted next
-            opened = Image.open(file, formats=_formats())
+            opened = Image.open(source, formats=_formats())
         with opened:
+            opened.info.pop("xmp", None)  # by which Pillow would turn a TIFF
             yield opened
 
 

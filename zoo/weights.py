@@ -102,7 +102,7 @@ def required_name(weights: str, spec: Spec) -> None:
     """Raise ValueError if a model has no weights of this name, bundled or published."""
     if not _is_named(weights, spec):
         known = list_weights(spec)
-        hint = suggest(weights, known) if known else " None are published for it; give a .safetensors path."
+        hint = suggest(weights, known) if known else " None are published for it; zoo.load takes a .safetensors file."
         raise ValueError(f"Unknown weights {weights!r} for {spec.name!r}.{hint}")
 
 
