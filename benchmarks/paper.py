@@ -6,11 +6,11 @@ r"""The paper's claims on Imagenette: every run of the grid, one after the other
     python benchmarks/paper.py --images IMAGENETTE --ship
     python benchmarks/paper.py --images IMAGENETTE --quick          # all of it in minutes, to see it work
 
-IMAGENETTE holds train/ and val/ (or test/), class folders. Interrupted or killed, the same command goes on. Each
-finished run is a small file in --results (benchmarks/results/paper), and is not repeated; models and checkpoints are in
---work, but for two networks that others begin with, which stay beside the results (float16, 24 and 6 MB). The
-validation images measure and choose nothing: what is chosen is chosen on a part of the training labels. The run beside
-lightly wants it installed (pip install lightly), and is left out without it.
+IMAGENETTE holds train/ and val/ (or test/), class folders. Interrupted or killed, the same command goes on; the exit
+status is 1 as long as runs are left. Each finished run is a small file in --results (benchmarks/results/paper), and is
+not repeated; models and checkpoints are in --work, but for two networks that others begin with, which stay beside the
+results (float16, 24 and 6 MB). The validation images measure and choose nothing: what is chosen is chosen on a part of
+the training labels. The run beside lightly wants it installed (pip install lightly), and is left out without it.
 
 docs/results.md is made of the result files alone, by benchmarks/paper_tables.py. Other images and labels, for a GPU:
 
@@ -39,7 +39,7 @@ from types import FrameType
 
 import numpy as np
 import torch
-from paper_runs import PARTS, QUICK, Grid, Run, shares_of, table, to_do, wanted, work
+from paper_runs import PARTS, QUICK, Grid, Run, read_result, resting_on, shares_of, table, to_do, wanted, work
 from paper_work import Found, Place, chosen, do, tidy
 
 from training.data import ImageSet, from_class_folders, stratified_subset
@@ -90,21 +90,34 @@ def record(run: Run, found: Found, place: Place) -> None:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def told(run: Run, results: Path) -> Found | None:
-    """What the file of its result says, if there is one. Raises ValueError for one that other settings made."""
-    path = results / f"{run.name}.json"
+def told(run: Run, place: Place) -> Found | None:
+    """What the file of its result says, if there is one. Raises ValueError for one that other settings made, or other
+    images."""
+    path = place.results / f"{run.name}.json"
     if not path.exists():
         return None
-    found: Found = json.loads(path.read_text(encoding="utf-8"))
-    if found["config"] != json.loads(json.dumps(run.config)):
-        raise ValueError(f"{path} was made with other settings. Give another --results, or remove the file.")
+    found = read_result(path, "config", "images", "seconds", "hardware")
+    settings = found["config"] == json.loads(json.dumps(run.config))
+    if not settings or found["images"] != len(place.train):
+        others = [name for name in resting_on(table(place.grid), run.name) if (path.parent / f"{name}.json").exists()]
+        rest = f" and the {len(others)} that rest on it ({', '.join(others)})" if others else ""
+        what = f"{found['images']} images, not {len(place.train)}" if settings else "other settings"
+        raise ValueError(f"{path} was made with {what}. Give another --results, or remove it{rest}.")
     return found
 
 
-def finished(runs: Sequence[Run], results: Path) -> dict[str, Found]:
-    """The results there are, by name. Raises ValueError for one that other settings made."""
-    found = {run.name: told(run, results) for run in runs}
-    return {name: result for name, result in found.items() if result is not None}
+def finished(runs: Sequence[Run], place: Place) -> dict[str, Found]:
+    """The results there are, by name. Raises ValueError for one that other settings made, or that rests on one that is
+    no longer there."""
+    found = {run.name: result for run in runs if (result := told(run, place)) is not None}
+    for run in runs:
+        gone = [need for need in run.needs if need not in found]
+        if run.name in found and gone:
+            raise ValueError(
+                f"{place.results / run.name}.json rests on {gone[0]}, which has no result any more; remove it too, or "
+                "bring that one back."
+            )
+    return found
 
 
 def expected(run: Run, place: Place) -> float:
@@ -120,7 +133,7 @@ def seconds_a_view(place: Place) -> float:
     here, seconds, views = hardware(place.device), 0.0, 0.0
     for run in table(place.grid):
         with suppress(ValueError):  # of other settings: who asks for that very run is told
-            found = told(run, place.results)
+            found = told(run, place)
             if found is not None and found["hardware"] == here and run.recipe is not None:
                 seconds, views = seconds + found["seconds"], views + expected(run, place)
     return seconds / views if views else 1 / _VIEWS
@@ -189,7 +202,8 @@ def go(runs: Sequence[Run], place: Place, seconds: float = 0) -> bool:
                 else:
                     tidy(run, place, all_runs)
         except KeyboardInterrupt as stopped:
-            print(f"{stopped or 'Stopped.'} The same command goes on from there.", flush=True)
+            said = str(stopped).removesuffix(" Go on with --resume.") or "Stopped."
+            print(f"{said} The same command goes on from there.", flush=True)
             return False
     print(f"Diverged: {', '.join(sorted(diverged))}" if diverged else f"All {len(runs)} runs are done: {place.results}")
     return not diverged
@@ -207,12 +221,12 @@ def _possible(left: Sequence[Run], diverged: set[str]) -> list[Run]:
 
 def _left(runs: Sequence[Run], place: Place) -> list[Run]:
     kept = {run.name for run in runs if place.has_model(run.name)}
-    return to_do(runs, set(finished(runs, place.results)), kept)
+    return to_do(runs, set(finished(runs, place)), kept)
 
 
 def show(runs: Sequence[Run], place: Place) -> None:
     """The table, with what is done."""
-    done = finished(runs, place.results)
+    done = finished(runs, place)
     pace = seconds_a_view(place)
     for run in runs:
         took = f"done, {in_words(done[run.name]['seconds'])}" if run.name in done else ""
@@ -306,10 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(runs, place)
             return 0
         seconds = seconds_until(options.until, datetime.datetime.now()) if options.until else options.minutes * 60
-        go(runs, place, seconds)
+        return 0 if go(runs, place, seconds) else 1
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from paper_linear import fold_count
 
 from training.estimate import multiply_adds
 from training.recipes import RECIPES, AnyRecipe, DistillRecipe, FinetuneRecipe, PretrainRecipe
+from zoo.files import json_object
 from zoo.registry import Spec, SpecLike
 from zoo.registry import spec as find_spec
 from zoo.resnet import SMALL_IMAGE
@@ -407,6 +409,28 @@ def wanted(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
                 chosen.add(need)
                 queue.append(need)
     return [run for run in runs if run.name in chosen]
+
+
+def resting_on(runs: Sequence[Run], name: str) -> list[str]:
+    """The runs that begin with what this one leaves, or with what one of those does."""
+    found = [name]
+    for run in runs:
+        if set(run.needs) & set(found):
+            found.append(run.name)
+    return found[1:]
+
+
+def read_result(path: Path, *needed: str) -> dict[str, Any]:
+    """The result of a run. Raises ValueError, in one line, for one that is damaged or lacks what is needed."""
+    try:
+        found: dict[str, Any] = json_object(path.read_bytes())
+        if found["name"] != path.stem:
+            raise ValueError(f"of {found['name']}")
+        for key in needed:
+            found[key]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: damaged, or no result ({error}); remove it, and that run is done again.") from None
+    return found
 
 
 def to_do(runs: Sequence[Run], finished: set[str], kept: set[str]) -> list[Run]:

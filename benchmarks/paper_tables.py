@@ -7,7 +7,6 @@
 
 import argparse
 import itertools
-import json
 import math
 import shutil
 import statistics
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_estimate import put_between_marks
-from paper_runs import PARTS, percent
+from paper_runs import PARTS, percent, read_result
 
 from training.evaluate import Score
 from zoo.files import written_whole
@@ -42,9 +41,8 @@ PAPER = {  # ImageNet top-1 in %, ResNet-50 (Table 1; distilled: its students): 
 
 
 def load(folder: Path) -> dict[str, Found]:
-    """All results in a folder, by name."""
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
-    return {result["name"]: result for result in found}
+    """All results in a folder, by name. Raises ValueError for a file that is none."""
+    return {path.stem: read_result(path) for path in sorted(folder.glob("*.json"))}
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -359,16 +357,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write", type=Path, help="a page with the marks of these tables")
     options = parser.parse_args(arguments)
-    results = load(options.results)
-    if not results:
-        raise SystemExit(f"error: no results in {options.results}; make them with benchmarks/paper.py.")
-    for mark, made in TABLES.items():
-        sys.stdout.write("\n".join([f"### {mark}", "", *made(results), "", ""]))
-    if options.write:
-        try:
+    try:
+        results = load(options.results)
+        if not results:
+            raise ValueError(f"no results in {options.results}; make them with benchmarks/paper.py.")
+        for mark, made in TABLES.items():
+            sys.stdout.write("\n".join([f"### {mark}", "", *made(results), "", ""]))
+        if options.write:
             write(results, options.write, options.results)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from None
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from paper_linear import choose_penalty, fit, folds
-from paper_runs import TRAINED, Grid, Run, apply
+from paper_runs import TRAINED, Grid, Run, apply, read_result
 from PIL import Image
 from torch import Tensor
 
@@ -23,8 +23,8 @@ from training import evaluate, runs
 from training.data import ImageSet, stratified_subset, with_labels
 from training.loop import pick_device
 from training.recipes import DistillRecipe, FinetuneRecipe, PretrainRecipe
-from zoo.files import written_whole
-from zoo.model_file import MODEL_FILE
+from zoo.files import json_object, written_whole
+from zoo.model_file import MODEL_FILE, weights_sha256
 from zoo.registry import spec as find_spec
 from zoo.transforms import read_image
 
@@ -57,8 +57,7 @@ class Place:
         return dataclasses.replace(self.train, labels=None)
 
     def result(self, name: str) -> Found:
-        found: Found = json.loads((self.results / f"{name}.json").read_text(encoding="utf-8"))
-        return found
+        return read_result(self.results / f"{name}.json")
 
     def lasting(self, name: str) -> Path:
         """Where the model of a run that lasts lies."""
@@ -167,22 +166,23 @@ def _choose(run: Run, place: Place) -> Found:
     assert isinstance(run.recipe, FinetuneRecipe)
     few = place.labelled(run.share or 1, run.seed)
     pretrained = place.model(_of_kind(run, place, "pretrain")) if run.of == "finetune" else None
+    start = None if pretrained is None else weights_sha256(pretrained)
     seconds, right = 0.0, []
     for number, change in enumerate(run.candidates):
         recipe, hits, asked = apply(run.recipe, change), 0.0, 0
         for fold, (kept, held) in enumerate(folds(np.asarray(few.labels))):
             folder = place.work / run.name / f"{number}_{fold}"
-            known = folder / "measured.json"
-            if not known.exists():
+            known, facts = folder / "measured.json", _measured(folder / "measured.json")
+            settings = json.loads(json.dumps({"recipe": dataclasses.asdict(recipe), "start": start}))
+            if facts.get("settings") != settings:
                 model = runs.finetune(
                     recipe, few.subset(kept), pretrained, out=folder, device=place.device, resume=True
                 )
                 score = evaluate.accuracy(model, few.subset(held), device=pick_device(place.device))
-                facts = {"top1": score.top1, "images": score.images}
+                facts = {"settings": settings, "top1": score.top1, "images": score.images}
                 facts |= {"seconds": trained(folder, min(recipe.batch_size, len(kept)))["seconds"]}
                 with written_whole(known) as temporary:
                     temporary.write_text(json.dumps(facts), encoding="utf-8")
-            facts = json.loads(known.read_text(encoding="utf-8"))
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             for left in folder.glob("*.safetensors"):
                 left.unlink()
@@ -191,6 +191,14 @@ def _choose(run: Run, place: Place) -> Found:
         right.append({"change": dict(change), "held_out_top1": round(hits / asked, 4), "held_out_images": asked})
     best = max(right, key=lambda candidate: candidate["held_out_top1"])
     return {"chosen": best["change"], "candidates": right, "seconds": round(seconds, 1)}
+
+
+def _measured(path: Path) -> Found:
+    """What was measured before, and with which settings; {} if nothing was."""
+    try:
+        return json_object(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def _tuned(run: Run, place: Place) -> Found:

@@ -85,15 +85,27 @@ def choose(
     floats = _fewest(good, len(worst_first))
     candidate, judgement = tried[floats]
     if not judgement.good or candidate is None or floats == len(worst_first):
+        said = _refusal({floats: each for floats, (_, each) in tried.items()}, len(worst_first))
         raise ParityError(
-            f"No form in integers answers as this network does: with all {len(worst_first)} convolutions in integers "
-            f"{tried[0][1].agreement:.1%} of {judgement.images} answers are the same, with fewer "
-            f"{judgement.agreement:.1%} (asked for: {AGREEMENT:.1%}). Nothing was written; use fp32 or fp16."
+            f"No form in integers answers as this network does: {said}. Nothing was written; use fp32 or fp16."
         )
     layers = [Layer(name, errors[name], name in worst_first[floats:]) for name in graph.convolutions]
     everywhere = tried[0][0]
     assert everywhere is not None
     return Chosen(candidate, everywhere, judgement, tried[0][1], layers)
+
+
+def _refusal(judged: dict[int, Judgement], most: int) -> str:
+    """What the best form answered that has integers at all, beside what was asked for; by number of layers in float."""
+    floats, best = max(
+        ((floats, each) for floats, each in judged.items() if floats < most or not most),
+        key=lambda form: (form[1].good, form[1].agreement, form[1].top1 or 0),
+    )
+    said = f"with {most - floats} of {most} convolutions in integers {best.agreement:.1%} of {best.images} answers are "
+    said += f"the same (asked for: {AGREEMENT:.1%})"
+    if best.top1 is not None and best.float_top1 is not None:
+        said += f" and top-1 is {best.top1:.1%} instead of {best.float_top1:.1%} (asked for: at most {LOST:.1%} less)"
+    return said
 
 
 def _watched(samples: Samples, image_input: ImageInput, bar: tqdm):  # type: ignore[no-untyped-def]

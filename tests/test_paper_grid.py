@@ -286,10 +286,49 @@ def test_a_run_that_diverges_holds_up_only_those_that_need_it(place: Any, monkey
 def test_results_of_other_settings_are_refused(place: Any) -> None:
     run = paper_runs.table(place.grid)[0]
     paper.record(run, {"seconds": 1.0}, place)
-    assert set(paper.finished([run], place.results)) == {run.name}
+    assert set(paper.finished([run], place)) == {run.name}
+    fewer = dataclasses.replace(place, train=place.train.subset(range(5)))
+    with pytest.raises(
+        ValueError, match=rf"was made with {len(place.train)} images, not 5\. Give another --results, or"
+    ):
+        paper.finished([run], fewer)
     other = paper_runs.table(paper_runs.Grid(shares=(0.2, 0.4, 1.0)))[0]
     with pytest.raises(ValueError, match="made with other settings"):
-        paper.finished([other], place.results)
+        paper.finished([other], place)
+
+
+def test_results_that_rest_on_one_that_is_gone_are_refused(place: Any) -> None:
+    """As when a pretraining's file is removed to make it with other settings: its fine-tunings would stay."""
+    runs = paper_runs.table(place.grid)
+    pretraining = next(run for run in runs if run.name == "pretrain_main")
+    resting = paper_runs.resting_on(runs, "pretrain_main")
+    assert {"linear_main", "finetune_20pct_layer1_s0", "distill_self_20pct_s0"} <= set(resting)
+    assert not {"pretrain_main", "supervised_20pct_s0", "pretrain_narrow"} & set(resting)
+    for run in runs:
+        paper.record(run, {"seconds": 1.0}, place)
+    assert len(paper.finished(runs, place)) == len(runs)
+    (place.results / "pretrain_main.json").unlink()
+    with pytest.raises(ValueError, match=r"linear_main\.json rests on pretrain_main, which has no result any more"):
+        paper.finished(runs, place)
+    assert pretraining.recipe is not None
+    other = dataclasses.replace(pretraining.recipe, epochs=7)
+    paper.record(dataclasses.replace(pretraining, recipe=other), {"seconds": 1.0}, place)
+    said = rf"or remove it and the {len(resting)} that rest on it \(.*linear_main.*\)\.$"
+    with pytest.raises(ValueError, match=said):
+        paper.finished(runs, place)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"name": "supervised_20pct_s0", "config": {}}'])
+def test_a_damaged_result_is_named(content: str, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = place.results / "supervised_20pct_s0.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    said = r"supervised_20pct_s0\.json: damaged, or no result .*; remove it, and that run is done again\.$"
+    with pytest.raises(ValueError, match=said):
+        paper.finished(paper_runs.table(place.grid), place)
+    if "config" not in content:
+        with pytest.raises(SystemExit, match=said):
+            tables.main(["--results", str(place.results)])
 
 
 def test_the_pace_is_that_of_this_hardware_and_these_settings(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +474,7 @@ def test_the_student_is_chosen_without_the_validation_images(place: Any) -> None
 
     def finished(name: str, test: float, unlabeled: float) -> None:
         scores = {"test": {"top1": test}, "unlabeled": {"top1": unlabeled}}
-        (place.results / f"{name}.json").write_text(json.dumps({"scores": scores}))
+        (place.results / f"{name}.json").write_text(json.dumps({"name": name, "scores": scores}))
 
     finished("distill_self_40pct_s0", 0.9, 0.6)
     finished("distill_self_40pct_s1", 0.5, 0.7)

@@ -121,7 +121,7 @@ def test_from_images_and_labels_to_a_student_and_a_report(runner: Runner) -> Non
     again = runner.stages()
     assert [again[name] == folder for name, folder in stages.items()] == [True, False, False, False]
     assert {Path(name) for name in json.loads((runner.out / "held_out.json").read_text())["paths"]} == held_out
-    assert any("to delete: rm -r" in line and str(runner.out / stages["distill"]) in line for line in runner.said)
+    assert any("to delete: rm -r -- " in line and str(runner.out / stages["distill"]) in line for line in runner.said)
 
     # another picture: everything but the baseline, which sees labelled ones only
     Image.new("RGB", (60, 60), "red").save(runner.images / "more.png")

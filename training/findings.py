@@ -16,7 +16,6 @@ from training.data import ImageSet, evaluation_batches
 from training.holdout import Split
 from zoo.simclr import SimCLR
 
-_BANK = 2000  # images among which neighbours are looked for
 _QUERIES, _NEIGHBOURS = 6, 6
 
 
@@ -31,11 +30,12 @@ def onnx_answers(model: Any, images: ImageSet) -> tuple[np.ndarray, np.ndarray, 
 
 
 def queries(model: Any, sets: Split, features: np.ndarray, logits: np.ndarray, kept: np.ndarray) -> list[report.Query]:
-    """Some held-out images, of as many classes as there are, with the nearest training images (cosine)."""
+    """Some held-out images, of as many classes as there are, with the nearest of up to ``report.BANK`` training images
+    (cosine)."""
     draw = np.random.default_rng(0)
     places = np.arange(len(sets.unlabeled))
-    if len(places) > _BANK:
-        places = np.sort(draw.choice(places, _BANK, replace=False))
+    if len(places) > report.BANK:
+        places = np.sort(draw.choice(places, report.BANK, replace=False))
     bank_set = sets.unlabeled.subset(places)
     bank, _, read = onnx_answers(model, bank_set)
     assert sets.few.labels is not None

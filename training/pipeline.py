@@ -5,6 +5,7 @@ student.onnx, figures.json and report.html.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,5 +366,5 @@ def _measured(
 def _mention_unused(out: Path, used: Sequence[Path], say: Say) -> None:
     old, size = unused(out, used)
     if old:
-        names = " ".join(str(path) for path in old)
-        say(f"kept from earlier runs, {size / 1e6:.0f} MB; to delete: rm -r {names}")
+        names = shlex.join(map(str, old))
+        say(f"kept from earlier runs, {size / 1e6:.0f} MB; to delete: rm -r -- {names}")

@@ -22,6 +22,7 @@ from zoo.registry import spec as find_spec
 
 _MOST_CLASSES = 20  # of a confusion matrix; beyond, the most frequent mistakes are listed
 _FEW_HELD_OUT = 100
+BANK = 2000  # training images among which neighbours are looked for
 _STAGES = {  # name -> in the tables, above its curve
     "pretrain": "pretraining",
     "finetune": "fine-tuning",
@@ -258,9 +259,14 @@ def _neighbours(page: Page) -> str:
             label = '<span class="none">no label</span>' if near.label is None else escape(near.label)
             shown.append(_picture(near.path, f"{label} <small>{near.similarity:.2f}</small>", near.label or "no label"))
         rows.append(f'<div class="query">{"".join(shown)}</div>')
+    among = f"of {BANK:,} training pictures, drawn at random, those" if page.images > BANK else "the training pictures"
+    found = [near for query in page.queries for near in query.neighbours]
+    unlabeled = sum(near.label is None for near in found) > len(found) / 2
     return (
-        "<h2>What it finds alike</h2>\n<p>First a held-out picture, then the training pictures whose features "
-        "in the student are nearest, with their cosine. Most of them have no label, and are found all the same.</p>\n"
+        f"<h2>What it finds alike</h2>\n<p>First a held-out picture, then {among} whose features in the student are "
+        "nearest, with their cosine."
+        + " Most of them have no label, and are found all the same." * unlabeled
+        + "</p>\n"
         + "\n".join(rows)
     )
 
