@@ -254,7 +254,7 @@ class Guard:
             await self.app(scope, bounded_receive, guarded_send)
         except Exception as error:
             if error is not stopped:
-                log.error("%s in %s %s", _where(error), scope["method"], scope["path"])
+                log.error("%s in %s %s", kind_and_place(error), scope["method"], scope["path"])
             if not started and stopped is None:
                 await self._refuse(send, 500, "error", "This could not be answered.")
                 return
@@ -300,7 +300,7 @@ class _Cut(Exception):  # noqa: N818
     """An answer that had begun when its maker failed: the connection is closed, and the failure is already logged."""
 
 
-def _where(error: BaseException) -> str:
+def kind_and_place(error: BaseException) -> str:
     """An error in one line for the log: its kind and the line of code, not its text, which may hold a visitor's."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -104,7 +104,7 @@ def application(
     from app import server, theme, ui
 
     page = ui.build(engine, access, examples=examples(), labels=labels)
-    look = server.Look(theme=theme.theme(), css=theme.css(), favicon=theme.favicon(folder / "favicon.png"))
+    look = server.own_look()._replace(favicon=theme.favicon(folder / "favicon.png"))
     frames = (_HUGGING_FACE,) if "SPACE_ID" in os.environ else ()
     many = Limits(upload=_MANY, held=2 * _MANY, seconds=600, files=_MANY_FILES, open_files=2 * _MANY_FILES)
     limits = many if access.edits else Limits()

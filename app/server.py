@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
-from app.guard import BESIDE, Guard, Limits, log
+from app.guard import BESIDE, Guard, Limits, kind_and_place, log
 from app.index import Filter
 from app.sessions import Sessions
 from app.uploads import MAX_BYTES, Refused
@@ -62,6 +62,13 @@ class Look(NamedTuple):
     favicon: Path | None = None
 
 
+def own_look() -> Look:
+    """That of ``app.ui``'s page, but for the picture in the browser's tab."""
+    from app import theme
+
+    return Look(theme=theme.theme(), css=theme.css())
+
+
 def create_app(
     engine: Engine,
     access: Access,
@@ -75,7 +82,8 @@ def create_app(
 ) -> FastAPI:
     """The application of an engine, to be served by itself or mounted in another one.
 
-    ``page`` comes from ``app.ui.build``; without it there is only the HTTP API. ``auth``: accounts (user, password)
+    ``page`` comes from ``app.ui.build``; without it there is only the HTTP API. ``look``: ``own_look()`` unless given.
+    ``auth``: accounts (user, password)
     that may sign in; required if ``access.password``. ``uploads``: Gradio's folder for uploads (GRADIO_TEMP_DIR),
     which is then kept small; leave it out where other pages share the folder. ``frames``: origins whose pages may show
     this one in a frame, such as "https://huggingface.co". ``limits``: what strangers may take at a time.
@@ -94,7 +102,7 @@ def create_app(
     _add_health(app, engine)
     _add_api(app, engine, access, signed_in, most=(limits or Limits()).requests)
     if page is not None:
-        gradio_app.append(_mount(app, page, look or Look(), sign_in=doors.sign_in if access.password else None))
+        gradio_app.append(_mount(app, page, look or own_look(), sign_in=doors.sign_in if access.password else None))
     guards: list[Guard] = []
     app.router.lifespan_context = _once(app.router.lifespan_context, page, uploads, guards)
     app.add_middleware(_Started, start=app.router.lifespan_context, app_of=app)
@@ -372,7 +380,13 @@ def _take_uploads_only(page: gr.Blocks) -> None:
     async def preprocess_data(block_fn: Any, inputs: list[Any], *rest: Any, **more: Any) -> Any:
         if not _uploads_only(inputs, Path(get_upload_folder()).resolve()):
             raise refusal
-        return await original(block_fn, inputs, *rest, **more)
+        try:
+            return await original(block_fn, inputs, *rest, **more)
+        except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise
+            log.error("%s in what a page sent", kind_and_place(error))  # Gradio would print what it was
+            raise gr.Error("This page does not send that.", print_exception=False) from None
 
     page.preprocess_data = preprocess_data
     fetch = processing_utils.async_ssrf_protected_download

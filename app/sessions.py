@@ -13,6 +13,7 @@ from gradio.state_holder import SessionState, StateHolder
 from app.uploads import uploads_only
 
 AFTER_LEAVING = 600  # seconds that a visitor's state is kept when the page is closed
+HEAVIEST = 20_000  # what all states may weigh together, an example of a lesson (about 27 KB) being one
 
 
 class Session(SessionState):
@@ -42,11 +43,32 @@ class Session(SessionState):
     def _update_value_in_config(self, key: int, value: Any) -> None:
         pass
 
+    @property
+    def weight(self) -> int:
+        """Of the values that say what they weigh."""
+        return sum(getattr(value, "weight", 0) for value in list(self.state_data.values()))
+
 
 class Sessions(StateHolder):
-    """The states of the latest visitors."""
+    """The states of the latest visitors, as many as are light enough together."""
 
     def __getitem__(self, session_id: str) -> SessionState:
         if session_id not in self.session_data:
             self.session_data[session_id] = Session(self.blocks)
-        return super().__getitem__(session_id)
+        found = super().__getitem__(session_id)
+        found.is_closed = False  # who asks has the page open, though its heartbeat may have broken off meanwhile
+        self._lighten(session_id)
+        return found
+
+    def _lighten(self, keep: str) -> None:
+        """Forget the visitors who were away longest until the others are light enough."""
+        weights = {name: session.weight for name, session in list(self.session_data.items())}
+        total = sum(weights.values())
+        for name, weight in weights.items():
+            if total <= HEAVIEST:
+                return
+            if weight and name != keep:
+                with self.lock:
+                    self.session_data.pop(name, None)
+                    self.time_last_used.pop(name, None)
+                total -= weight

@@ -50,18 +50,20 @@ def build(
             with gr.Tab("About", id="about") as telling:
                 facts = about.build(engine, access)
 
-        def open_search(event: gr.EventData) -> tuple[search.Query, Any]:
-            return search.Query(ids=(parts.clicked(event)[1],)), gr.Tabs(selected="search")
+        def open_search(event: gr.EventData) -> tuple[Any, ...]:
+            return *search.opened(parts.clicked(event)[1]), gr.Tabs(selected="search")
 
         for panel in [first.nearest, *([point] if edits else [])]:
-            panel.select(open_search, None, [found.query, tabs], **QUICK).then(
+            panel.select(open_search, None, [*found.asked, tabs], **QUICK).then(
                 found.run, found.inputs, found.outputs, **QUICK
             )
         quick = [(searching, (found.run, found.inputs, found.outputs)), (teaching, lesson), (telling, facts)]
         long = []
-        if edits:
+        if not edits:  # but somebody else may
+            quick.append((searching, (partial(search.refresh_labels, engine), found.filters[:1], found.filters[:1])))
+        else:
             quick.append((listing, show))
-            for tab, controls in ((searching, found.filters), (listing, filters)):  # the gallery may have changed
+            for tab, controls in ((searching, found.filters), (listing, filters)):
                 quick.append((tab, (partial(search.refresh, engine), controls, controls)))
             long = [(mapping, draw), (labelling, begin)]
         for tab, (run, inputs, outputs) in quick:

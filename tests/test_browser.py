@@ -225,6 +225,7 @@ def test_teach(browser: Any, served: Served, drawn: Path, tmp_path: Path) -> Non
         assert page.locator("#try-verdict .name").first.inner_text() == "balls"
         page.locator("#lesson .lesson").nth(0).locator(".card").nth(2).click()  # take one away
         until(page, "#score", "4 examples; guessing has")
+        until(page, "#try-verdict .bars", "balls")
 
         page.locator("#save-head").click()
         until(page, "#teach-note", "2 classes")
@@ -239,6 +240,8 @@ def test_teach(browser: Any, served: Served, drawn: Path, tmp_path: Path) -> Non
         page.get_by_role("button", name="Remove the class balls").click()
         count(page, "#lesson .lesson", 1)
         until(page, "#score", "With examples of two classes")
+        until(page, "#try-verdict", "Teach two classes first")  # nothing is left of the lesson that was
+        page.locator("#download-head").wait_for(state="hidden")
 
 
 def test_map(browser: Any, served: Served) -> None:
@@ -326,6 +329,16 @@ def test_label(browser: Any, served: Served, drawn: Path) -> None:
         until(page, "#label-progress", "3 labels in labels.csv")
         assert rows(table) == expected
         keep(page, "label_wide")
+        for hold in ("2", "Enter"):  # a key held down is one press: the next pictures were not looked at
+            if hold == "Enter":
+                page.locator("#worklist").get_by_role("button", name="Undo").focus()
+            for _ in range(8):  # playwright repeats what is not let go
+                page.keyboard.down(hold)
+                page.wait_for_timeout(120)
+            page.keyboard.up(hold)
+            settled(page)
+            until(page, "#label-progress", "4 labels in labels.csv" if hold == "2" else "3 labels in labels.csv")
+        assert rows(table) == expected
         read = data.from_csv(table, root=drawn)
         labels = [read.classes[label] for label in read.labels]
         assert list(zip((path.parent.name for path in read.paths), labels, strict=True)) == expected
@@ -386,8 +399,9 @@ def test_gallery(browser: Any, odd: Served, tmp_path: Path) -> None:
         count(page, "#gallery-picked .picked", 0)
         page.locator("#gallery .card").nth(9).click()
         until(page, "#gallery-picked", "1 chosen")
-        page.locator("#gallery-picked").get_by_role("button", name="Delete").click()
+        page.locator("#gallery-picked").get_by_role("button", name="Delete").dblclick()
         until(page, "#gallery-picked", "Really delete 1?")
+        settled(page)
         until(page, "#pages", "76 pictures")
         page.locator("#gallery-picked").get_by_role("button", name="Really delete 1?").click()
         until(page, "#gallery-note", "1 pictures deleted")

@@ -36,3 +36,6 @@ def test_the_filters_follow_the_gallery() -> None:
     assert label.value == ["y"]
     assert folder.value == search.ANY
     assert [value for _, value in folder.choices] == [search.ANY, "b", "c"]
+    label = search.refresh_labels(after, ["x", "y"])
+    assert label.value == ["y"]
+    assert [value for _, value in label.choices] == ["y"]

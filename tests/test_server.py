@@ -644,6 +644,22 @@ def whole(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield address
 
 
+def test_what_strangers_send_is_not_in_the_log(
+    whole: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gradio prints a traceback with the values; those may hold lines of their own, and what a terminal obeys."""
+    evil = "\x1b[31mforged\nERROR line" + "A" * 1000
+    refused = 0
+    for event in httpx.get(f"{whole}/config").json()["dependencies"]:
+        for data in ([evil] * len(event["inputs"]), [evil], [{"path": evil}, evil, evil], []):
+            sent = {"data": data, "fn_index": event["id"], "session_hash": "q"}
+            refused += httpx.post(f"{whole}/gradio_api/run/predict", json=sent, timeout=30).status_code >= 400
+    assert refused > 20
+    shown = "".join(capfd.readouterr())
+    assert "forged" not in shown + caplog.text
+    assert "Traceback" not in shown + caplog.text
+
+
 def documented(language: str) -> list[str]:
     page = Path(__file__).parents[1] / "docs" / "serving.md"
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
@@ -664,7 +680,7 @@ def test_the_documented_python_runs(
     exec(mounting, names)
     with served(names["app"]) as url:
         assert httpx.post(f"{url}/pictures/api/search", content=picture(4)).json()["hits"][0]["name"] == "a.png"
-        assert httpx.get(f"{url}/pictures/").status_code == 200
+        assert "--s-accent" in httpx.get(f"{url}/pictures/theme.css").text + httpx.get(f"{url}/pictures/").text
     names["engine"].close()
 
 

@@ -86,6 +86,36 @@ def test_few_names_stay_in_the_order_of_the_model(tmp_path: Path) -> None:
     assert "not shown" not in page.shown
 
 
+def test_a_click_on_a_page_that_was_forgotten_begins_anew(tmp_path: Path) -> None:
+    """After a night the server knows no round of this page: nothing is labelled, and the page says nothing untrue."""
+    table = tmp_path / "labels.csv"
+    page = Page(gallery(labels=("cat", "dog")), table)
+    before = page.shown
+    page.work = label_tab.Work()
+    page.click("label", "cat")
+    assert page.shown == before
+    assert not table.exists()
+    page.click("label", "cat")
+    assert list(labelling.read_labels(table).values()) == ["cat"]
+
+
+def test_deleting_takes_another_button_than_asking() -> None:
+    engine = gallery()
+    engine.index.labels, deleted = dict, []
+    engine.index.delete = lambda ids: deleted.extend(ids) or len(ids)
+    _, made = made_by(lambda: gallery_tab.build(engine))
+
+    def click(state: gallery_tab.State, action: str) -> gallery_tab.State:
+        return made["click"](state, SimpleNamespace(_data={"action": action, "id": ""}))[0]
+
+    state = click(click(gallery_tab.State(chosen=("id0", "id2")), "delete"), "delete")  # a double click
+    assert (deleted, state.sure) == ([], True)
+    assert click(gallery_tab.State(chosen=("id0",)), "really").chosen == ("id0",)  # nobody was asked
+    assert deleted == []
+    assert click(state, "really").chosen == ()
+    assert deleted == ["id0", "id2"]
+
+
 def test_numbers_of_classes_are_no_names(tmp_path: Path) -> None:
     engine = gallery()
     engine.labels_of = lambda model=0: ("class 0", "class 1")
@@ -137,6 +167,17 @@ def test_stop_stops_ones_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "3 pictures added" in add(one, meanwhile=lambda: made["stop_adding"](two))
     assert "Stopped" in add(one, meanwhile=another_begins)
     assert "3 pictures added" in add(one, meanwhile=lambda: None)
+
+
+def test_another_tab_leaves_nothing_of_an_earlier_search() -> None:
+    engine = gallery()
+    engine.index.labels = dict
+    tab, _ = made_by(lambda: search_tab.build(engine, access_for("127.0.0.1")))
+    values = search_tab.opened("id1")
+    assert len(values) == len(tab.asked)
+    assert values[0] == search_tab.Query(ids=("id1",))
+    assert [type(each) for each in tab.asked] == [gr.State, gr.State, gr.HTML, gr.Image]
+    assert values[1:] == ([], "", None)
 
 
 def test_a_search_for_what_was_deleted_can_be_cleared() -> None:

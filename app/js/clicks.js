@@ -19,9 +19,13 @@ function send() {
 }
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-action]");
-  if (!button) return;
+  if (!button || (button.dataset.action === "really" && event.detail > 1)) return; // a double click asks, and no more
   waiting.push({ action: button.dataset.action, id: button.dataset.id || "" });
   if (!timer) send();
+});
+// A key held down is one press.
+element.addEventListener("keydown", (event) => {
+  if (event.repeat && [" ", "Enter"].includes(event.key) && event.target.closest("[data-action]")) event.preventDefault();
 });
 // Arrow keys walk through a grid of cards.
 element.addEventListener("keydown", (event) => {

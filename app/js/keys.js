@@ -9,6 +9,11 @@ const press = (event) => {
   const typing = event.target.closest("input, textarea, select, [contenteditable=true]");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || element.offsetParent === null) return;
   const button = element.querySelector(`[data-key="${CSS.escape(event.key)}"]`);
-  if (button) { event.preventDefault(); button.click(); }
+  if (!button) return;
+  event.preventDefault();
+  if (!event.repeat) button.click(); // a key held down is one press
 };
 document.addEventListener("keydown", press);
+element.addEventListener("keydown", (event) => {
+  if (event.repeat && [" ", "Enter"].includes(event.key) && event.target.closest("[data-action]")) event.preventDefault();
+});

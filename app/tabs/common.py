@@ -18,6 +18,7 @@ QUICK: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_prog
 LONG: dict[str, Any] = {
     "api_visibility": "private", "concurrency_id": "long", "concurrency_limit": 2, "show_progress": "full",
 }  # fmt: skip
+KEPT = 12 * 3600  # seconds that what a visitor does is kept after the last change
 PICTURE_ENDINGS = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"]
 
 

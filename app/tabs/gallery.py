@@ -71,10 +71,12 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
     def bar_of(state: State) -> str:
         if not state.chosen:
             return ""
-        word = f"Really delete {len(state.chosen)}?" if state.sure else "Delete"
+        count = len(state.chosen)
+        delete = '<button type="button" data-action="delete">Delete</button>'
+        if state.sure:
+            delete = f'<button type="button" class="danger" data-action="really">Really delete {count}?</button>'
         return (
-            f'<div class="picked" role="status"><span>{len(state.chosen)} chosen</span><button type="button" '
-            f'class="{"danger" if state.sure else ""}" data-action="delete">{word}</button>'
+            f'<div class="picked" role="status"><span>{count} chosen</span>{delete}'
             '<button type="button" data-action="drop">Choose none</button></div>'
         )
 
@@ -99,7 +101,7 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
     def click(state: State, event: gr.EventData) -> tuple[State, str]:
         action, id_ = parts.clicked(event)
         page, chosen, groups, sure = state
-        if action == "delete" and sure:
+        if action == "really" and sure:
             assert engine.index is not None
             count = engine.index.delete(chosen)
             return State(page, (), groups), parts.done(f"{count} pictures deleted from the gallery; their files stay.")

@@ -9,7 +9,7 @@ import gradio as gr
 
 from app import labelling, parts
 from app.engine import Engine
-from app.tabs.common import QUICK, told
+from app.tabs.common import KEPT, QUICK, told
 from export.heads import LONGEST_NAME
 
 ROUND = 50  # pictures chosen at a time
@@ -124,6 +124,8 @@ def build(engine: Engine, table: Path) -> Any:
 
     def click(work: Work, event: gr.EventData) -> tuple[Any, ...]:
         action, id_ = parts.clicked(event)
+        if not work.queue:  # the server has forgotten this page's round
+            return begin(work)
         if action == "label":
             return put(work, id_)
         if action == "skip":
@@ -136,7 +138,7 @@ def build(engine: Engine, table: Path) -> Any:
         added = labelling.clean_label(name, known=(*engine.model.labels, *work.names))
         return (*look_at(work._replace(names=tuple(dict.fromkeys([added, *work.names])))), "")
 
-    work = gr.State(Work(), time_to_live=12 * 3600)
+    work = gr.State(Work(), time_to_live=KEPT)
     with gr.Column(elem_classes="narrow"):
         state = gr.HTML(elem_id="label-progress")
         note = gr.HTML(elem_id="label-note")

@@ -11,7 +11,7 @@ from app.access import Access
 from app.batching import Busy
 from app.engine import Engine
 from app.index import Filter, Hit
-from app.tabs.common import BUSY, QUICK, look, picture_input, told
+from app.tabs.common import BUSY, KEPT, QUICK, look, picture_input, told
 from app.uploads import Refused
 
 MOST_HITS = 60
@@ -30,13 +30,18 @@ class Query(NamedTuple):
 
 
 class SearchTab(NamedTuple):
-    """The state to set and the event to run so that another tab can open a search."""
+    """What to set (``opened``) and the event to run so that another tab can open a search."""
 
-    query: gr.State
+    asked: list[Any]
     run: Any
     inputs: list[Any]
     outputs: list[Any]
     filters: list[Any]  # the controls of labels and folder
+
+
+def opened(id_: str) -> tuple[Any, ...]:
+    """The values of ``SearchTab.asked`` for a search by one picture of the gallery: nothing is left of another one."""
+    return Query(ids=(id_,)), [], "", None
 
 
 def where(engine: Engine, labels: list[str] | None, folder: str | None) -> Filter:
@@ -53,12 +58,17 @@ def choices(engine: Engine) -> tuple[list[str], list[tuple[str, str]]]:
     return labels, [("any", ANY), *((name, name) for name in engine.places().names)]
 
 
+def refresh_labels(engine: Engine, labels: list[str] | None) -> Any:
+    """The control of labels as the gallery is now; what is gone from it is no longer chosen."""
+    there, _ = choices(engine)
+    return gr.Dropdown(there, value=[label for label in labels or () if label in there], multiselect=True)
+
+
 def refresh(engine: Engine, labels: list[str] | None, folder: str | None) -> tuple[Any, Any]:
-    """The controls of labels and folder as the gallery is now; what is gone from it is no longer chosen."""
-    there, folders = choices(engine)
-    chosen = [label for label in labels or () if label in there]
+    """The controls of labels and folder in the same way; strangers have the first only."""
+    _, folders = choices(engine)
     kept = folder if folder in dict(folders).values() else ANY
-    return gr.Dropdown(there, value=chosen, multiselect=True), gr.Dropdown(folders, value=kept)
+    return refresh_labels(engine, labels), gr.Dropdown(folders, value=kept)
 
 
 def build(engine: Engine, access: Access) -> SearchTab:
@@ -139,7 +149,7 @@ def build(engine: Engine, access: Access) -> SearchTab:
         return query, picks, picked(picks), gr.skip() if query.features is not None or query.trouble else None
 
     labels, folders = choices(engine)
-    query, picks = gr.State(Query(), time_to_live=3600), gr.State([], time_to_live=3600)
+    query, picks = gr.State(Query(), time_to_live=KEPT), gr.State([], time_to_live=KEPT)
     with gr.Row(elem_classes=["columns", "asking"]):
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
             picture = picture_input("query", says="Drop a picture here\n— or —\nclick to choose one", height=220)
@@ -163,4 +173,4 @@ def build(engine: Engine, access: Access) -> SearchTab:
         control(run, inputs, outputs, **QUICK)
     for panel in (results, chip, bar):
         panel.select(click, [query, picks], [query, picks, bar, picture], **QUICK).then(run, inputs, outputs, **QUICK)
-    return SearchTab(query, run, inputs, outputs, [label, folder])
+    return SearchTab([query, picks, bar, picture], run, inputs, outputs, [label, folder])

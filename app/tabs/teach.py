@@ -16,7 +16,7 @@ from app import parts
 from app.access import Access
 from app.engine import Engine
 from app.lesson import Example, Lesson
-from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, look, picture_input, told
+from app.tabs.common import KEPT, LONG, PICTURE_ENDINGS, QUICK, look, picture_input, told
 from app.uploads import Refused, uploads_only
 from export.embeddings import normalise
 from export.heads import LONGEST_NAME, Taught
@@ -32,6 +32,11 @@ class State(NamedTuple):
     lesson: Lesson = Lesson()
     taught: Taught | None = None
     offered: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """Of what is kept for a visitor (``app.sessions``): the examples."""
+        return len(self.lesson.examples())
 
 
 def build(engine: Engine, access: Access) -> Any:
@@ -119,15 +124,19 @@ def build(engine: Engine, access: Access) -> Any:
         return (
             state, board(state), score(state), offer(state), note,
             gr.UploadButton(f"Upload examples {into}", interactive=bool(lesson.classes)),
-            gr.Button(interactive=state.taught is not None),
+            gr.Button(interactive=state.taught is not None), gr.DownloadButton(visible=False),
         )  # fmt: skip
 
     def after(state: State, lesson: Lesson, note: str = "") -> tuple[Any, ...]:
-        state = state if state.offered else ranked(state, ORDERS[0])
+        state = state if is_there(state) else ranked(state, ORDERS[0])
         return everything(state._replace(lesson=lesson, taught=lessons.fit(lesson)), note)
 
+    def is_there(state: State) -> bool:
+        """Whether any of what is on offer is still in the gallery."""
+        return engine.index is not None and bool(engine.index.get(state.offered))
+
     def begin(state: State, order: str) -> str:
-        return offer(state if state.offered else ranked(state, order))  # the state is left to those who are quicker
+        return offer(state if is_there(state) else ranked(state, order))  # the state is left to those who are quicker
 
     def rank(state: State, order: str) -> tuple[Any, ...]:
         return everything(ranked(state, order))
@@ -198,7 +207,7 @@ def build(engine: Engine, access: Access) -> Any:
         )
         return gr.DownloadButton(value=str(file), visible=True), parts.done(text)
 
-    state = gr.State(State(), time_to_live=3600)
+    state = gr.State(State(), time_to_live=KEPT)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             with gr.Row(elem_classes="inline"):
@@ -227,16 +236,20 @@ def build(engine: Engine, access: Access) -> Any:
         with gr.Column(scale=7, min_width=320):
             order = gr.Radio(list(ORDERS), value=ORDERS[0], label="Gallery pictures", elem_id="order")
             offered = parts.panel(name="offer")
-    outputs = [state, shown, figures, offered, note, files, keep]
+    outputs = [state, shown, figures, offered, note, files, keep, kept]
 
     def failed(text: str, *, more: int = 0) -> tuple[Any, ...]:
         return tuple(text if output is note else gr.skip() for output in outputs) + (gr.skip(),) * more
 
-    gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [state, name],
-          [*outputs, name], **QUICK)  # fmt: skip
-    shown.select(told(click_board, failed), [state], outputs, **QUICK)
-    offered.select(told(click_offer, failed), [state], outputs, **QUICK)
-    files.upload(told(upload, failed), [state, files], outputs, **QUICK)
+    changes = (
+        gr.on([add.click, name.submit], told(name_class, lambda text: failed(text, more=1)), [state, name],
+              [*outputs, name], **QUICK),
+        shown.select(told(click_board, failed), [state], outputs, **QUICK),
+        offered.select(told(click_offer, failed), [state], outputs, **QUICK),
+        files.upload(told(upload, failed), [state, files], outputs, **QUICK),
+    )  # fmt: skip
+    for change in changes:  # what was said of the picture to try was said by another head
+        change.then(told(attempt, lambda text: text), [tried, state], verdict, **QUICK)
     order.change(told(rank, failed), [state, order], outputs, **QUICK)
     gr.on([tried.upload, tried.clear], told(attempt, lambda text: text), [tried, state], verdict, **QUICK)
     if access.edits:
