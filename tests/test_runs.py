@@ -105,6 +105,53 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert equal(go("cut", resume=True), whole)  # nothing is left to do
 
 
+def test_the_best_model_is_kept_when_its_score_was_put_off(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped where a score is due, gone on with on a full disk, and gone on with again."""
+    images = data.from_folder(image_folder)
+    teacher = zoo.create(TINY, num_classes=3, image_size=48, projector=False, seed=1)
+    stream, save = data.TrainingBatches.stream, runs.save_file
+
+    def go(out: str) -> zoo.SimCLR:
+        return runs.distill(DISTILL, images, teacher, out=tmp_path / out, device="cpu", resume=True)
+
+    def interrupting(self: data.TrainingBatches, *, start_step: int = 0, total_steps: int):
+        for step, batch in enumerate(stream(self, start_step=start_step, total_steps=total_steps), start_step):
+            if step == total_steps - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    def full(model: zoo.SimCLR, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    go("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(data.TrainingBatches, "stream", interrupting)
+        with pytest.raises(InterruptedRunError, match="Stopped after step 7 of 7"):
+            go("cut")
+    assert not (tmp_path / "cut" / "best.safetensors").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            go("cut")
+    assert runs.save_file is save
+    go("cut")
+    best = [zoo.load_file(tmp_path / out / "best.safetensors") for out in ("whole", "cut")]
+    assert equal(*best)
+
+
+def test_a_folder_that_is_begun_anew_keeps_nothing_of_the_start_before(image_folder: Path, tmp_path: Path) -> None:
+    out, short = tmp_path / "a", dataclasses.replace(PRETRAIN, epochs=0.4, warmup_epochs=0)
+    out.mkdir()
+    for name in ("config.json", "views.png", "best.safetensors", "encoder.safetensors"):
+        (out / name).write_text("of a start with other settings that was killed before anything was kept")
+    runs.pretrain(short, data.from_folder(image_folder), out=out, device="cpu", resume=True)
+    assert (out / "views.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "best.safetensors").exists()
+    assert not (out / "encoder.safetensors").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python 3.12 and later
 def test_workers_change_nothing(image_folder: Path, tmp_path: Path) -> None:
     images = data.from_folder(image_folder)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import zoo
 from training.batch_norm import WholeBatchStatistics, recompute_activations, still
+from training.distributed import normalise_over_processes
 from training.memory import MemoryBuffer, MovingAverage
 from training.stages import Distill, Finetune, Pretrain, Stage
 from training.step import Step
@@ -110,6 +111,22 @@ def test_pooled_statistics(kind: str) -> None:
     for place in (1, 2):  # gradient, running statistics
         errors = [(found[place] - reference[place]).norm() for found in (pooled, parts)]
         assert errors[0] < errors[1]
+
+
+def test_one_value_is_its_own_mean_over_processes_too() -> None:
+    """What is left is the bias, exactly: of rounding, half the units after it would be open."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 64, generator=generator) * 100).requires_grad_()
+    weight, bias = torch.rand(64, generator=generator) + 1, torch.zeros(64)
+    for shape in ((1, 64), (1, 64, 1, 1)):
+        for shift in (bias, bias + 0.5, None):
+            ours, mean, variance = normalise_over_processes(x.view(shape), weight, shift, 1e-5)
+            theirs, their_mean, their_variance = zoo.resnet.normalise_batch(x.view(shape), weight, shift, 1e-5)
+            assert torch.equal(ours, theirs)
+            assert torch.equal(mean, their_mean)
+            assert torch.equal(variance, their_variance)
+            (gradient,) = torch.autograd.grad(ours.square().sum(), x)
+            assert gradient.abs().max() == 0
 
 
 def test_pooled_statistics_of_one_layer_are_the_whole_batchs() -> None:
@@ -229,6 +246,9 @@ def test_a_short_average_forgets_where_it_began() -> None:
         wanted = decay * wanted + (1 - decay) * model.classifier.weight.detach()
     torch.testing.assert_close(average.model.classifier.weight.double(), wanted, rtol=1e-5, atol=1e-6)
     assert average.updates == 60
+    moved = copy.deepcopy(average).to("meta")  # Apple's GPUs know no float64: the count is not sent there
+    assert (moved.updates.device, moved.model.classifier.weight.device) == (CPU, torch.device("meta"))
+    assert moved.updates == 60
     average.load_state_dict(average.state_dict() | {"updates": torch.tensor(100_000.0)})
     average.update(model)  # from here on with the decay asked for
     torch.testing.assert_close(

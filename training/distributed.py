@@ -194,7 +194,10 @@ class _GlobalNorm(torch.autograd.Function):
         ctx.mark_non_differentiable(mean, variance)
         if x.numel() == 0:
             return x.clone(), mean, variance
-        return F.batch_norm(x, mean, variance, weight, shift, False, 0.0, eps), mean, variance
+        out = F.batch_norm(x, mean, variance, weight, shift, False, 0.0, eps)
+        if x.numel() == x.shape[1]:  # one value a channel here, and if it is the only one, it is its own mean
+            out = torch.where(count == 1, shift.to(out.dtype).view([1, -1] + [1] * (x.ndim - 2)), out)
+        return out, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

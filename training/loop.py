@@ -241,11 +241,11 @@ class _Journal:
         found = self.plan.score()
         name = next(iter(found))  # earlier entries may be of another score, if the validation images are new
         best = max((entry[name] for entry in self.scores.entries if list(entry)[2] == name), default=-math.inf)
+        if found[name] > best:
+            self.plan.keep_best()  # before the score is: stopped in between, both are done again
         entry: Entry = {"step": self.done, "epoch": self.done / self.plan.steps_per_epoch, **found}
         self.scores.add(entry)
         self._tell(entry)
-        if found[name] > best:
-            self.plan.keep_best()
 
     def _tell(self, entry: Entry) -> None:
         """To TensorBoard, and warnings of what is seen, each once."""

@@ -35,12 +35,19 @@ class MovingAverage(nn.Module):
         pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
         if self.average_statistics:
             pairs += zip(self.model.buffers(), model.buffers(), strict=True)  # type: ignore[arg-type]
-        share: float | Tensor = 1 - self.decay
+        decay = self.decay
         if self.updates is not None:
-            share = 1 - ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
+            decay = min(decay, float((1 + self.updates) / (10 + self.updates)))
             self.updates += 1
         for average, value in pairs:
-            average.lerp_(value, share.to(average) if isinstance(share, Tensor) else share)
+            average.lerp_(value, 1 - decay)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MovingAverage":
+        """What ``to`` goes through: the count stays on the host. Apple's GPUs know no float64, others would wait."""
+        updates = self.updates
+        super()._apply(fn, recurse)
+        self.updates = updates
+        return self
 
 
 class MemoryBuffer(nn.Module):
