@@ -150,6 +150,10 @@ def test_a_folder_that_is_begun_anew_keeps_nothing_of_the_start_before(image_fol
     assert (out / "views.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "best.safetensors").exists()
     assert not (out / "encoder.safetensors").exists()
+    mine = tmp_path / "mine" / "encoder.safetensors"  # no run was begun where there is no config
+    zoo.save_file(HEADLESS, mine)
+    runs.pretrain(short, data.from_folder(image_folder), out=mine.parent, device="cpu")
+    assert equal(zoo.load_file(mine), HEADLESS)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # of Python 3.12 and later

@@ -233,6 +233,13 @@ def test_moving_average_by_hand() -> None:
         MovingAverage(model, decay=1.0, average_statistics=True)
 
 
+def _to_a_gpu_without_float64(tensor: Tensor) -> Tensor:
+    """As Apple's."""
+    if tensor.dtype == torch.float64:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+    return tensor.to("meta")
+
+
 def test_a_short_average_forgets_where_it_began() -> None:
     """A decay of 0.999 leaves nine tenths of the start after 100 steps, (1 + n) / (10 + n) nothing to speak of."""
     model = make(3)
@@ -246,8 +253,10 @@ def test_a_short_average_forgets_where_it_began() -> None:
         wanted = decay * wanted + (1 - decay) * model.classifier.weight.detach()
     torch.testing.assert_close(average.model.classifier.weight.double(), wanted, rtol=1e-5, atol=1e-6)
     assert average.updates == 60
-    moved = copy.deepcopy(average).to("meta")  # Apple's GPUs know no float64: the count is not sent there
+    moved = copy.deepcopy(average).float()
+    moved._apply(_to_a_gpu_without_float64)
     assert (moved.updates.device, moved.model.classifier.weight.device) == (CPU, torch.device("meta"))
+    assert (moved.updates.dtype, moved.updates.item()) == (torch.float64, 60)
     assert moved.updates == 60
     average.load_state_dict(average.state_dict() | {"updates": torch.tensor(100_000.0)})
     average.update(model)  # from here on with the decay asked for

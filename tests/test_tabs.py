@@ -95,6 +95,9 @@ def test_a_click_on_a_page_that_was_forgotten_begins_anew(tmp_path: Path) -> Non
     page.click("label", "cat")
     assert page.shown == before
     assert not table.exists()
+    page.work = label_tab.Work()
+    page.add("lion")
+    assert page.buttons() == ["lion", "cat", "dog"]
     page.click("label", "cat")
     assert list(labelling.read_labels(table).values()) == ["cat"]
 

@@ -44,10 +44,11 @@ class MovingAverage(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MovingAverage":
         """What ``to`` goes through: the count stays on the host. Apple's GPUs know no float64, others would wait."""
-        updates = self.updates
-        super()._apply(fn, recurse)
-        self.updates = updates
-        return self
+        updates, self.updates = self.updates, None
+        try:
+            return super()._apply(fn, recurse)
+        finally:
+            self.updates = updates
 
 
 class MemoryBuffer(nn.Module):

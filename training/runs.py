@@ -569,7 +569,7 @@ def _prepare(out: Path, config: dict[str, Any], resume: bool) -> None:
     if begun and not resume:
         raise ValueError(f"{out} already holds a run. Go on with --resume, or choose another --out.")
     if not begun:
-        for name in (VIEWS_FILE, BEST_FILE, ENCODER_FILE):  # of a start that came to nothing, with other settings
+        for name in (VIEWS_FILE, BEST_FILE, ENCODER_FILE) if path.exists() else ():  # of a start that came to nothing
             (out / name).unlink(missing_ok=True)
         write_config(path, config)
         return

@@ -12,7 +12,7 @@ from app.engine import Engine
 from app.gallery import embed_paths, folder_named
 from app.index import Record
 from app.labelling import optional_label
-from app.tabs.common import LONG, PICTURE_ENDINGS, QUICK, told
+from app.tabs.common import KEPT, LONG, PICTURE_ENDINGS, QUICK, told
 from app.tabs.search import ANY, choices, refresh, where
 from app.uploads import Refused, uploads_only
 from export.embeddings import near_duplicates
@@ -168,7 +168,7 @@ def build(engine: Engine) -> tuple[Any, list[Any]]:
         return State(state.page, chosen, groups), "" if groups else none
 
     labels, folders = choices(engine)
-    state = gr.State(State(), time_to_live=3600)
+    state = gr.State(State(), time_to_live=KEPT)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=3, min_width=260, elem_classes="side"):
             label = gr.Dropdown(labels, multiselect=True, label="Labels (any, if empty)", elem_id="gallery-label")

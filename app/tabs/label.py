@@ -136,7 +136,8 @@ def build(engine: Engine, table: Path) -> Any:
 
     def name_class(work: Work, name: str) -> tuple[Any, ...]:
         added = labelling.clean_label(name, known=(*engine.model.labels, *work.names))
-        return (*look_at(work._replace(names=tuple(dict.fromkeys([added, *work.names])))), "")
+        work = work._replace(names=tuple(dict.fromkeys([added, *work.names])))
+        return (*(look_at(work) if work.queue else begin(work)), "")
 
     work = gr.State(Work(), time_to_live=KEPT)
     with gr.Column(elem_classes="narrow"):

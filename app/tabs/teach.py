@@ -36,7 +36,7 @@ class State(NamedTuple):
     @property
     def weight(self) -> int:
         """Of what is kept for a visitor (``app.sessions``): the examples."""
-        return len(self.lesson.examples())
+        return sum(map(len, self.lesson.classes.values()))
 
 
 def build(engine: Engine, access: Access) -> Any:
@@ -118,18 +118,20 @@ def build(engine: Engine, access: Access) -> Any:
             rows = np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)  # of every folder some
         return state._replace(offered=tuple(ids[row] for row in rows[:SHOWN]))
 
-    def everything(state: State, note: str = "") -> tuple[Any, ...]:
+    def everything(state: State, note: str = "", *, changed: bool = True) -> tuple[Any, ...]:
         lesson = state.lesson
         into = f"into {lesson.active}" if lesson.active else "once there is a class"
         return (
             state, board(state), score(state), offer(state), note,
             gr.UploadButton(f"Upload examples {into}", interactive=bool(lesson.classes)),
-            gr.Button(interactive=state.taught is not None), gr.DownloadButton(visible=False),
+            gr.Button(interactive=state.taught is not None),
+            gr.DownloadButton(visible=False) if changed else gr.skip(),  # what was saved is of the lesson before
         )  # fmt: skip
 
     def after(state: State, lesson: Lesson, note: str = "") -> tuple[Any, ...]:
         state = state if is_there(state) else ranked(state, ORDERS[0])
-        return everything(state._replace(lesson=lesson, taught=lessons.fit(lesson)), note)
+        changed = lesson.classes is not state.lesson.classes
+        return everything(state._replace(lesson=lesson, taught=lessons.fit(lesson)), note, changed=changed)
 
     def is_there(state: State) -> bool:
         """Whether any of what is on offer is still in the gallery."""
@@ -139,7 +141,7 @@ def build(engine: Engine, access: Access) -> Any:
         return offer(state if is_there(state) else ranked(state, order))  # the state is left to those who are quicker
 
     def rank(state: State, order: str) -> tuple[Any, ...]:
-        return everything(ranked(state, order))
+        return everything(ranked(state, order), changed=False)
 
     def name_class(state: State, name: str) -> tuple[Any, ...]:
         return (*after(state, lessons.add_class(state.lesson, name)), "")
@@ -186,13 +188,18 @@ def build(engine: Engine, access: Access) -> Any:
         note = "".join(parts.problem(text) for text in troubles[:3])
         return after(state, lessons.add_examples(state.lesson, examples), note)
 
-    def attempt(path: str | None, state: State) -> str:
+    def try_on(path: str | None, state: State) -> tuple[np.ndarray | None, str]:
+        """The features of a picture, which outlive its upload, and what the head takes it for."""
         picture = look(engine, path)
-        if picture is None:
+        features = None if picture is None else engine.embed(picture)
+        return features, verdict_on(features, state)
+
+    def verdict_on(features: np.ndarray | None, state: State) -> str:
+        if features is None:
             return ""
         if state.taught is None:
             return parts.hint("Teach two classes first.")
-        sure = lessons.answers(state.taught, engine.embed(picture)[None])[0]
+        sure = lessons.answers(state.taught, features[None])[0]
         found = sorted(zip(state.taught.head.classes, sure.tolist(), strict=True), key=lambda pair: -pair[1])
         return parts.bars(found[:5])
 
@@ -207,7 +214,7 @@ def build(engine: Engine, access: Access) -> Any:
         )
         return gr.DownloadButton(value=str(file), visible=True), parts.done(text)
 
-    state = gr.State(State(), time_to_live=KEPT)
+    state, features = gr.State(State(), time_to_live=KEPT), gr.State(None, time_to_live=KEPT)
     with gr.Row(elem_classes="columns"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             with gr.Row(elem_classes="inline"):
@@ -249,9 +256,10 @@ def build(engine: Engine, access: Access) -> Any:
         files.upload(told(upload, failed), [state, files], outputs, **QUICK),
     )  # fmt: skip
     for change in changes:  # what was said of the picture to try was said by another head
-        change.then(told(attempt, lambda text: text), [tried, state], verdict, **QUICK)
+        change.then(told(verdict_on, lambda text: text), [features, state], verdict, **QUICK)
     order.change(told(rank, failed), [state, order], outputs, **QUICK)
-    gr.on([tried.upload, tried.clear], told(attempt, lambda text: text), [tried, state], verdict, **QUICK)
+    gr.on([tried.upload, tried.clear], told(try_on, lambda text: (None, text)), [tried, state], [features, verdict],
+          **QUICK)  # fmt: skip
     if access.edits:
         keep.click(told(save, lambda text: (gr.skip(), text)), state, [kept, note], **LONG)
     return told(begin, lambda text: text), [state, order], offered
