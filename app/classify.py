@@ -16,7 +16,7 @@ from export.runtime import CHUNK
 from zoo.ahead import in_order
 from zoo.console import plain
 from zoo.files import json_text
-from zoo.folders import walk
+from zoo.folders import not_listed, walk
 
 LONGEST_LABEL = 32  # columns of a table
 _SHORTEST_PATH = 16
@@ -31,7 +31,7 @@ def files_of(paths: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
     problems: dict[str, str] = {}
 
     def cannot(place: str, error: OSError) -> None:
-        problems[place] = f"cannot be listed ({error.strerror or type(error).__name__})"
+        problems[place] = not_listed(error)
 
     for path in paths:
         if not os.path.lexists(path):

@@ -21,7 +21,7 @@ from app.uploads import pillow_is_restricted
 from export.runtime import CHUNK, OnnxModel
 from zoo.ahead import in_order
 from zoo.files import cache_dir
-from zoo.folders import endings, walk
+from zoo.folders import endings, not_listed, walk
 from zoo.folders import image_files as image_files
 from zoo.transforms import read_image
 
@@ -134,7 +134,7 @@ def _listed(paths: Sequence[str | Path], *, emptied: bool, progress: Progress) -
     outer = {path: 0 for path in folders if path == "/" or _folder_of(path, folders) is None}
 
     def cannot(place: str, error: OSError) -> None:
-        reason = f"cannot be listed ({error.strerror or type(error).__name__})"
+        reason = not_listed(error)
         if place in outer and emptied and isinstance(error, FileNotFoundError):
             return
         if place in outer:

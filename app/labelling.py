@@ -217,8 +217,8 @@ def give_label(
     if item.path.startswith(UPLOADED):
         raise ValueError("This picture came through the page; no file holds it, so training could not read it.")
     label = clean_label(label, known={*engine.model.labels, *read_labels(table).values()})
-    before = Before(item.id, item.path, None, item.label, label)
-    before = before._replace(table=put_label(table, item.path, label, root=engine.places().root, over=over))
+    said = put_label(table, item.path, label, root=engine.places().root, over=over)
+    before = Before(item.id, item.path, said, item.label, label)
     try:
         _label_in_gallery(engine, item.id, label)
     except ValueError:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.augment import Augmentation
 from training.distributed import share
-from zoo.folders import image_files, none_in
+from zoo.folders import image_files, none_in, not_listed
 from zoo.transforms import preprocess, read_image
 
 OnSkip = Callable[[Path, str], None]  # (file, reason)
@@ -246,7 +246,7 @@ def _existing_folder(directory: str | Path) -> Path:
 
 def _image_files(folder: Path) -> list[Path]:
     def cannot(place: str, error: OSError) -> None:
-        _log.warning("%s: cannot be listed (%s); its images are left out.", place, error.strerror)
+        _log.warning("%s: %s; its images are left out.", place, not_listed(error))
 
     files = sorted(image_files(folder, links=True, on_error=cannot))
     if not files:

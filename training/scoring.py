@@ -79,8 +79,8 @@ def score_teacher(
     crops. Unreadable images are marked and left out.
 
     Shards are written whole; a rerun goes on after the finished ones, and makes those again that are damaged or lack an
-    image that can be read by now. Under torchrun
-    (RANK, WORLD_SIZE) every process scores its share of the shards, and the last to finish writes the manifest.
+    image that can be read by now. Under torchrun (RANK, WORLD_SIZE) every process scores its share of the shards, and
+    the last to finish writes the manifest.
 
     Returns the manifest's content (see ``answers.write_manifest``), None while other processes are not done. Raises
     ValueError, in one line, for impossible options, a folder with answers of another scoring, sizes that the teacher

@@ -197,11 +197,15 @@ class CachedTeacher:
                 f"{self.folder} has answers for other images (names, order or file sizes differ). "
                 "Give the images that were scored, or score these with `simclr score`."
             )
-        readable = np.concatenate([shard["readable"] for shard in self._shards])
-        place = answers.first_readable(images, np.flatnonzero(readable == 0))
+        place = answers.first_readable(images, np.flatnonzero(~self._readable))
         if place is not None:
             raise ValueError(self._unanswered(images.paths[place]))
         check_classes(self, images)
+
+    @property
+    def _readable(self) -> np.ndarray:
+        """Which images could be read, bool (N,)."""
+        return np.concatenate([shard["readable"] for shard in self._shards]) != 0
 
     def _unanswered(self, image: object) -> str:
         return (
@@ -221,7 +225,7 @@ class CachedTeacher:
     def evaluation_logits(self, images: ImageSet, limit: int) -> tuple[ImageSet, Tensor]:
         self.check(images)
         places = spaced(len(images), limit)
-        places = places[np.concatenate([shard["readable"] for shard in self._shards])[places] != 0]
+        places = places[self._readable[places]]
         parts = np.array_split(places, max(1, len(places) // 1024))
         row = self.scoring.crops
         found = [self._logits(part, np.full(len(part), row), torch.device("cpu")) for part in parts]

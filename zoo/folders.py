@@ -60,6 +60,11 @@ def walk(
         waiting += reversed(below)
 
 
+def not_listed(error: OSError) -> str:
+    """What to say of a folder that ``walk`` could not list."""
+    return f"cannot be listed ({error.strerror or type(error).__name__})"
+
+
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     with suppress(OSError):
         return entry.is_dir(follow_symlinks=False)
