@@ -117,7 +117,7 @@ def test_heads_equal_the_authors(kind: str) -> None:
     with torch.no_grad():
         model.classifier.weight.copy_(recorded(f"{kind}_kernel_init").T)
         model.classifier.bias.copy_(recorded(f"{kind}_bias_init"))
-    stage = Finetune(model, freeze_backbone=frozen, weight_decay=1e-2)
+    stage = Finetune(model, freeze_backbone=frozen, weight_decay=1e-2, decay_bias=frozen)
     stage.path._hidden = lambda features: features  # type: ignore[method-assign]
     model.backbone = torch.nn.Identity()  # the recorded batches are features already
     groups = [{"params": list(model.classifier.parameters()), "adapt": False}]

@@ -187,6 +187,31 @@ def test_a_loss_that_is_no_number_stops_the_run(image_folder: Path, tmp_path: Pa
         runs.finetune(wild, data.from_class_folders(image_folder), model, out=tmp_path / "a", device="cpu")
 
 
+def test_nesterov_decays_every_kernel_once(image_folder: Path, tmp_path: Path) -> None:
+    """As the code's add_weight_decay: a first step moves a kernel by -rate (1 + momentum) decay kernel more."""
+    images, rate, decay = data.from_class_folders(image_folder), 0.5, 0.2
+    step = dataclasses.replace(
+        FINETUNE, optimizer="nesterov", from_scratch=True, classify_from=0, epochs=0.5, batch_size=36, scaling="none",
+        learning_rate=rate,
+    )  # fmt: skip
+
+    def trained(name: str, **changes: float) -> zoo.SimCLR:
+        return runs.finetune(dataclasses.replace(step, **changes), images, None, out=tmp_path / name, device="cpu")
+
+    initial = zoo.create(TINY, num_classes=3, image_size=48, projector=False, seed=step.seed)
+    plain, decayed = trained("plain", weight_decay=0.0), trained("decayed", weight_decay=decay)
+    after = zip(initial.named_parameters(), plain.parameters(), decayed.parameters(), strict=True)
+    for (name, before), without, with_decay in after:
+        expected = rate * 1.9 * decay * before if before.ndim > 1 else torch.zeros_like(before)
+        torch.testing.assert_close(without - with_decay, expected, atol=1e-6, rtol=1e-4, msg=name)
+
+    trained("two steps", weight_decay=decay, epochs=1)
+    second = entries(tmp_path / "two steps")[1]
+    kernel, bias = (p.detach().square().sum().item() for p in decayed.classifier.parameters())
+    assert bias > 5e-4 * kernel
+    assert second["loss"] - second["cross_entropy"] == pytest.approx(decay / 2 * (kernel + bias), rel=5e-5)
+
+
 def test_unreadable_images_are_named_and_counted(
     image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -512,8 +512,8 @@ def _length(optimizer: str, peak: float, total: int, warmup: int, batch: int, st
     found = []
     if total < _FEWEST_STEPS:
         found.append(
-            f"The run has only {total} steps, which is too few to learn from. Use more epochs, or a smaller batch "
-            f"than {batch}."
+            f"The run has only {total} step{'s' * (total > 1)}, which is too few to learn from. Use more epochs, or a "
+            f"smaller batch than {batch}."
         )
     if 3 * warmup > total:
         found.append(f"The warm-up takes {warmup} of {total} steps. A twentieth is usual: use fewer warm-up epochs.")

@@ -139,10 +139,14 @@ def finetune(
         assert model.classifier is not None
         nn.init.zeros_(model.classifier.weight)
     augmentation, _ = recipe_augmentation(recipe)
-    stage = Finetune(model, freeze_backbone=recipe.freeze_backbone, weight_decay=_in_loss(recipe))
+    stage = Finetune(
+        model,
+        freeze_backbone=recipe.freeze_backbone,
+        weight_decay=recipe.weight_decay,
+        decay_bias=recipe.optimizer == "nesterov",
+    )
     score = _accuracy_on(validation, images, model.classes, len(model.classes))
-    decay = not recipe.freeze_backbone
-    return _Run(recipe, stage, images, augmentation, out=out, score=score, decay=decay).go(device, resume)
+    return _Run(recipe, stage, images, augmentation, out=out, score=score).go(device, resume)
 
 
 def _all_labelled(images: ImageSet, *, least_per_class: int = 1, least_classes: int = 2) -> ImageSet:
@@ -151,11 +155,6 @@ def _all_labelled(images: ImageSet, *, least_per_class: int = 1, least_classes: 
     if missing:
         raise ValueError(f"{missing} images have no label; give labelled ones only.")
     return images
-
-
-def _in_loss(recipe: FinetuneRecipe) -> float:
-    """The classifier's decay is in the loss; under plain momentum on the whole network its kernel has none."""
-    return recipe.weight_decay if recipe.freeze_backbone or recipe.optimizer == "lars" else 0.0
 
 
 def distill(
@@ -286,11 +285,10 @@ class _Run:
         best: bool = True,
         views: Literal[1, 2] = 1,
         crops: Crops | None = None,
-        decay: bool = True,
     ) -> None:
         self.recipe, self.stage, self.images, self.augmentation = recipe, stage, images, augmentation
         self.out, self.score, self.finish, self.best = out, score, finish, best
-        self.views, self.crops, self.decay = views, crops, decay
+        self.views, self.crops = views, crops
         self.facts: dict[str, Any] = {}
         self.chance: float | None = None  # the kNN score of one who always says the commonest class
 
@@ -381,7 +379,7 @@ class _Run:
             distributed.make_global(module)
         if recipe.recompute:
             recompute_activations(stage.model)
-        optimizer = _optimizer(recipe, stage, decay=self.decay)
+        optimizer = _optimizer(recipe, stage)
         network = distributed.data_parallel(stage.path)
         stage.set_network(torch.compile(network) if recipe.compile else network)
         step = Step(
@@ -603,10 +601,9 @@ def _again(asked: str, before: str | None) -> str:
     return names.get(before, before) if asked == "auto" and before is not None else asked
 
 
-def _optimizer(recipe: AnyRecipe, stage: Stage, *, decay: bool) -> torch.optim.Optimizer:
+def _optimizer(recipe: AnyRecipe, stage: Stage) -> torch.optim.Optimizer:
     groups = stage.parameter_groups()
-    weight_decay = recipe.weight_decay if decay else 0.0
     if recipe.optimizer == "lars":
-        return LARS(groups, lr=0.0, momentum=recipe.momentum, weight_decay=weight_decay)
-    plain = [{"params": group["params"], "weight_decay": weight_decay if group["adapt"] else 0.0} for group in groups]
+        return LARS(groups, lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    plain = [{"params": group["params"], "weight_decay": recipe.weight_decay * group["adapt"]} for group in groups]
     return torch.optim.SGD(plain, lr=0.0, momentum=recipe.momentum, nesterov=True)

@@ -217,17 +217,19 @@ class Finetune(Stage):
 
     With ``freeze_backbone`` only the classifier is trained, all else in evaluation mode: linear evaluation. Otherwise
     the whole path to the classifier is trained, and the rest of the projection head only keeps its statistics moving,
-    as in the code. ``weight_decay`` is the code's wd/2 |w|^2 in the loss, on the classifier's kernel, and on its bias
-    too when the backbone is frozen.
+    as in the code. ``weight_decay`` is the code's wd/2 |w|^2 in the loss (model_util.py, add_weight_decay), on the
+    classifier's kernel, and with ``decay_bias`` on its bias too: what the code does when the optimizer is not LARS.
 
     Batch: ``view0`` (B, 3, S, S) and ``label`` (B,).
     """
 
-    def __init__(self, model: SimCLR, *, freeze_backbone: bool = False, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, model: SimCLR, *, freeze_backbone: bool = False, weight_decay: float = 0.0, decay_bias: bool = False
+    ) -> None:
         if model.classifier is None:
             raise ValueError("Fine-tuning needs a classifier; create the model with num_classes.")
         super().__init__(model, _TunedLogits(model, freeze_backbone=freeze_backbone))
-        self.freeze_backbone, self.weight_decay = freeze_backbone, weight_decay
+        self.freeze_backbone, self.weight_decay, self.decay_bias = freeze_backbone, weight_decay, decay_bias
         model.backbone.requires_grad_(not freeze_backbone)
         for k, layer in enumerate(model.projector.layers if model.projector is not None else ()):
             layer.requires_grad_(k < model.classify_from and not freeze_backbone)
@@ -249,10 +251,10 @@ class Finetune(Stage):
         }
 
     def regularisation(self) -> Tensor:
-        """wd/2 times the squared norm of the classifier's kernel (and bias, in linear evaluation)."""
+        """wd/2 times the squared norm of the classifier's kernel (and bias, with ``decay_bias``)."""
         assert self.model.classifier is not None
         squares = self.model.classifier.weight.square().sum()
-        if self.freeze_backbone:
+        if self.decay_bias:
             squares = squares + self.model.classifier.bias.square().sum()
         return self.weight_decay / 2 * squares
 
