@@ -24,22 +24,13 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of onnxruntime, which some tests im
 torch.set_num_threads(1)  # tiny models gain nothing from more, and results do not depend on the machine
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def what_gradio_leaves_open() -> Iterator[None]:
-    """Gradio and its client make event loops and close none: they are collected here, where nobody minds."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        asyncio.set_event_loop(None)
-        gc.collect()
-
-
-@pytest.fixture(scope="module")
-def without_remains() -> Iterator[None]:
-    """The same after a file whose tests make many of those loops."""
+    """Gradio and its client make event loops and close none: a file's are collected here, not in some later test."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        asyncio.set_event_loop(None)
         gc.collect()
 
 

@@ -33,7 +33,6 @@ from app.server import create_app, tidy
 from export.runtime import OnnxModel
 
 pytestmark = [
-    pytest.mark.usefixtures("without_remains"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:(gradio_client|gradio|httpx|httpx2|websockets|starlette).*"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
 ]

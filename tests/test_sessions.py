@@ -11,7 +11,6 @@ import gradio as gr
 from app import sessions
 
 pytestmark = [
-    pytest.mark.usefixtures("without_remains"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
 ]

@@ -22,7 +22,6 @@ from app.tabs import label as label_tab
 from app.tabs import search as search_tab
 
 pytestmark = [
-    pytest.mark.usefixtures("without_remains"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Gradio makes event loops for a page and closes none
 ]
